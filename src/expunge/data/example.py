@@ -1,0 +1,45 @@
+"""The one record type: a question, its answer, and what goes with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing a model may know.
+
+    Args:
+        prompt: text before the answer, as the model sees it (a user turn under a chat template).
+        answer: text whose log-probability is trained or scored.
+        options: wrong answers of the same kind; empty where none are given.
+        paraphrases: other prompts that ask for the same answer.
+        subject: whom or what the fact is about.
+        group: a label such as "multi_hop"; carries no meaning for training.
+        id: sha256 prefix of (prompt, answer) unless given.
+    """
+
+    prompt: str
+    answer: str
+    options: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
+    subject: str = ""
+    group: str = ""
+    id: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            digest = hashlib.sha256(json.dumps([self.prompt, self.answer]).encode()).hexdigest()
+            object.__setattr__(self, "id", digest[:16])
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a uniform guess among the answer and its options."""
+        return 1 / (1 + len(self.options))
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON types, empty fields left out."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
