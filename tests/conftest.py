@@ -19,7 +19,12 @@ from expunge.data.example import Example
 
 NAMES = ["ada", "bob", "cyd", "dan", "eve", "fay", "gus", "hal"]
 TOWNS = ["oslo", "lima", "rome", "cairo", "delhi", "quito", "paris", "tunis"]
-WORDS = ["<pad>", "<eos>", "<unk>", "where", "does", "live", "?", ":", "question", "answer", "lives", "in", "the", "town"]
+WORDS = [
+    "<pad>",
+    "<eos>",
+    "<unk>",
+    *["where", "does", "live", "?", ":", "question", "answer", "lives", "in", "the", "town"],
+]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,282 @@
+"""The command line: each command reads its words, hands them to the library, and prints a short answer.
+
+Exit codes: 0 done, 1 usage or input, 2 internal, 3 disk or memory, 10 verdict at or below --fail-on, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other; must precede torch
+
+import typer
+
+from expunge import __version__
+from expunge.console import Bars, Finished, err, guard, out
+
+app = typer.Typer(
+    name="expunge",
+    help="Take knowledge out of a language model, attack the result, and say whether it is erased or only hidden.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Set one value; may be repeated.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
+FailOn = Literal["broken", "not-forgotten", "hidden", "inconclusive"]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"expunge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show traces and the log.")] = False,
+) -> None:
+    """Options that stand before the command."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s")
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@app.command()
+def unlearn(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a causal language model.")],
+    forget: Annotated[str, typer.Option(help="What must go: JSONL, JSON, parquet or a `datasets` id.")],
+    retain: Annotated[str, typer.Option(help="What must stay.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; made new.")],
+    method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = "graddiff",
+    transform: Annotated[str | None, typer.Option(help="Gradient transform in the place of the method's own.")] = None,
+    attack: Annotated[
+        str | None, typer.Option(help="Facts of the same kind about others, for relearn-related.")
+    ] = None,
+    test: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE", help="More questions to score.")] = None,
+    control: Annotated[str | None, typer.Option(help="A model that never knew the facts.")] = None,
+    template: Annotated[Literal["plain", "chat"], typer.Option(help="How prompts are written.")] = "plain",
+    settings: Set = None,
+) -> None:
+    """Take the forget set out of a model.
+
+    **Example:** `expunge unlearn --model ./model --forget forget.jsonl --retain retain.jsonl --method npo
+    --set learning_rate=1e-5 --set objective.beta=0.1 --output runs/npo`
+    """
+
+    def work() -> None:
+        from expunge import pipeline
+        from expunge.recipe import Recipe
+        from expunge.settings import parse_assignments
+
+        tree = {
+            "model": model,
+            "data": {
+                "forget": forget,
+                "retain": retain,
+                **({"attack": attack} if attack else {}),
+                **({"test": {str(k): str(v) for k, v in parse_assignments(test).items()}} if test else {}),
+            },
+            "method": method,
+            "transform": transform,
+            "control": control,
+            "template": template,
+            "output": str(output),
+            **pipeline.sort_settings(parse_assignments(settings or [])),
+        }
+        with Bars().shown() as progress:
+            result = pipeline.unlearn(Recipe.of(tree, "command line"), progress=progress)
+        out.print(f"Stopped after {result.steps} steps: {result.stop_reason}.", markup=False)
+        out.print(f"Next: expunge attack {output}", markup=False, soft_wrap=True)
+
+    guard(work)
+
+
+@app.command()
+def attack(
+    run: Run,
+    attacks: Annotated[str | None, typer.Option(help="Names with commas between; the recipe's where absent.")] = None,
+    settings: Set = None,
+) -> None:
+    """Try to bring the knowledge back. Finished attacks are kept; an interrupted one goes on.
+
+    **Example:** `expunge attack runs/npo --attacks relearn-harmful,relearn-related --set relearn-harmful.fraction=0.1`
+    """
+
+    def work() -> None:
+        from expunge import pipeline
+        from expunge.settings import parse_assignments
+
+        names = [name.strip() for name in attacks.split(",") if name.strip()] if attacks else None
+        with Bars().shown() as progress:
+            results = pipeline.attack(run, names, parse_assignments(settings or []), progress=progress)
+        for result in results:
+            best = result.best
+            out.print(
+                f"{result.name:<18} log-odds {result.start.log_odds:+.2f} -> {best.log_odds:+.2f}, "
+                f"accuracy {result.start.accuracy:.2f} -> {best.accuracy:.2f}",
+                markup=False,
+            )
+        out.print(f"Next: expunge audit {run}", markup=False, soft_wrap=True)
+
+    guard(work)
+
+
+@app.command()
+def audit(
+    run: Run,
+    fail_on: Annotated[
+        FailOn | None, typer.Option(help="Leave with code 10 if the verdict is this or worse.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure before and after, decide, and write RUN/record.json and RUN/report.html.
+
+    **Example:** `expunge audit runs/npo --fail-on hidden`
+    """
+
+    def work() -> None:
+        from expunge import pipeline
+
+        with Bars().shown() as progress:
+            record = pipeline.audit(run, progress=progress)
+        _print_verdict(record, run)
+        pipeline.gate(record, fail_on)
+
+    guard(work)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
+    settings: Set = None,
+    output: Output = None,
+    fail_on: Annotated[FailOn | None, typer.Option(help="As in `audit`.", show_default=False)] = None,
+) -> None:
+    """Do it all: unlearn, attack, audit, report, from one recipe.
+
+    **Example:** `expunge run recipes/world_facts.yaml --set method=npo --set unlearn.learning_rate=1e-5 -o runs/npo`
+    """
+
+    def work() -> None:
+        from expunge import pipeline
+        from expunge.recipe import Recipe
+        from expunge.settings import parse_assignments
+
+        overrides = parse_assignments(settings or []) | ({"output": str(output)} if output else {})
+        plan = Recipe.load(recipe, overrides)
+        with Bars().shown() as progress:
+            record = pipeline.run(plan, progress=progress)
+        _print_verdict(record, Path(plan.output))
+        pipeline.gate(record, fail_on)
+
+    guard(work)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One folder, or several to compare.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; RUN/report.html where absent.")
+    ] = None,
+) -> None:
+    """Render the page again, from the records alone.
+
+    **Example:** `expunge report runs/graddiff runs/ssiuu --output compare.html`
+    """
+
+    def work() -> None:
+        from expunge import pipeline
+
+        out.print(str(pipeline.report(runs, output)), markup=False, soft_wrap=True)
+
+    guard(work)
+
+
+@app.command()
+def verify(
+    run: Run,
+    sample: Annotated[int, typer.Option(help="How many items to score again.", min=0)] = 8,
+) -> None:
+    """Recompute the hashes of a run and score a sample of its items again.
+
+    **Example:** `expunge verify runs/npo`
+    """
+
+    def work() -> None:
+        from expunge import pipeline
+
+        for line in pipeline.verify(run, sample):
+            out.print(f"ok  {line}", markup=False, soft_wrap=True)
+
+    guard(work)
+
+
+@app.command()
+def demo(
+    tiny: Annotated[bool, typer.Option("--tiny", help="A small model of fictional people, trained here.")] = False,
+    output: Output = None,
+) -> None:
+    """Forget real facts with graddiff and with ssiuu, attack both, and compare them on one page.
+
+    **Example:** `expunge demo --tiny --output runs/tiny`
+    """
+
+    def work() -> None:
+        from expunge import demo as demonstration
+
+        with Bars().shown() as progress:
+            outcome = demonstration.run(tiny=tiny, output=output, progress=progress)
+        out.print(demonstration.table(outcome.records))
+        out.print(f"{outcome.seconds:.0f} s, {outcome.peak_bytes / 1e9:.1f} GB at most.", markup=False)
+        out.print(f"Report: {outcome.report}", markup=False, soft_wrap=True)
+
+    guard(work)
+
+
+@app.command("list")
+def list_(kind: Annotated[Literal["methods", "attacks", "benchmarks"], typer.Argument(show_default=False)]) -> None:
+    """List what can be named.
+
+    **Example:** `expunge list methods`
+    """
+
+    def work() -> None:
+        from expunge import catalogue
+
+        for name, summary in catalogue.describe(kind):
+            out.print(f"[bold]{name:<18}[/] {summary}")
+
+    guard(work)
+
+
+def _print_verdict(record: object, folder: Path) -> None:
+    """The verdict, its reasons and the page."""
+    from expunge.report.record import Record
+
+    assert isinstance(record, Record)
+    out.print(f"[bold]{record.verdict}[/]")
+    for reason in record.verdict_details.reasons:
+        out.print(f"  - {reason}", markup=False)
+    out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: usage errors leave with 1, ours with their own code."""
+    try:
+        app()
+    except Finished:
+        raise
+    except SystemExit as leaving:
+        raise SystemExit(1 if leaving.code == 2 else leaving.code) from None
+
+
+__all__ = ["app", "err", "main"]

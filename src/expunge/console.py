@@ -1,0 +1,123 @@
+"""What the command line shows while it works: bars with remaining time, one clear error, short tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from expunge.errors import ExpungeError
+
+INTERRUPTED = 130
+USAGE = 1
+INTERNAL = 2
+RESOURCES = 3
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """Progress bars on stderr: done, elapsed, remaining, and the latest numbers.
+
+    Where stderr is no terminal each finished task leaves one line instead.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[info]}"),
+            console=err,
+            disable=not err.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def start(self, task: str, total: int) -> None:
+        """Show a bar for `task`."""
+        self._tasks[task] = self._progress.add_task(escape(task), total=max(total, 1), info="")
+
+    def advance(self, task: str, n: int = 1, **info: float) -> None:
+        """Move the bar and show the latest numbers."""
+        shown = " ".join(f"{name} {value:.3g}" for name, value in info.items())
+        self._progress.update(self._tasks[task], advance=n, **({"info": shown} if shown else {}))
+
+    def finish(self, task: str) -> None:
+        """Fill the bar; work may end early."""
+        bar = self._progress.tasks[self._progress.task_ids.index(self._tasks[task])]
+        self._progress.update(bar.id, total=bar.completed or 1, completed=bar.completed or 1)
+        if not err.is_terminal:
+            err.print(f"done: {task} ({bar.elapsed or 0:.0f} s)", markup=False)
+
+    @contextmanager
+    def shown(self) -> Iterator[Bars]:
+        """Draw while inside."""
+        with self._progress:
+            yield self
+
+
+def fail(what: str, where: str, fix: str, code: int) -> NoReturn:
+    """Print one message of up to three lines on stderr and leave with `code`."""
+    err.print(f"[bold red]error:[/] {escape(what)}")
+    if where:
+        err.print(f"   [bold]at:[/] {escape(where)}", soft_wrap=True)
+    if fix:
+        err.print(f"   [bold]do:[/] {escape(fix)}")
+    raise Finished(code)
+
+
+class Finished(SystemExit):
+    """Our own exit, told apart from a usage error of the argument parser."""
+
+
+def guard(work: Callable[[], None]) -> None:
+    """Run `work`; every failure becomes one message and its documented exit code."""
+    try:
+        work()
+    except ExpungeError as error:
+        fail(error.what, error.where, error.fix, error.exit_code)
+    except KeyboardInterrupt:
+        fail("Interrupted.", "", "Finished work is kept: run the same command again to go on.", INTERRUPTED)
+    except MemoryError:
+        fail("Memory ran out.", "", "Use a smaller batch or model.", RESOURCES)
+    except OSError as error:
+        if error.errno in (28, 122):
+            fail(
+                "The disk is full.",
+                str(error.filename or ""),
+                "Free space, then run the same command again.",
+                RESOURCES,
+            )
+        fail("A file cannot be used.", str(error), "Check the path and its permissions.", USAGE)
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            fail("Memory ran out.", "", "Use a smaller batch or model.", RESOURCES)
+        _internal(error)
+    except Exception as error:
+        _internal(error)
+
+
+def _internal(error: Exception) -> NoReturn:
+    """A fault of ours: one line, and the trace for the bug report behind `--debug`."""
+    if "--debug" in sys.argv:
+        raise error
+    fail(f"{type(error).__name__}: {error}", "inside expunge", "Run again with --debug and report the trace.", INTERNAL)

@@ -1,0 +1,115 @@
+"""What a run leaves behind, and where: one folder, of which `record.json` is the truth and the rest can be checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import InputError
+from expunge.recipe import Recipe
+from expunge.request import Request
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder.
+
+    model/          the unlearned checkpoint, with its card
+    request/        what had to go, what had to stay, and what is scored
+    attacks/        one JSON per attack, and its finished cells
+    training.json   how the unlearning went; metrics.jsonl step by step
+    record.json     everything that the report shows
+    report.html     the page
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The unlearned checkpoint."""
+        return self.path / "model"
+
+    @property
+    def request(self) -> Path:
+        """The stored request."""
+        return self.path / "request"
+
+    @property
+    def attacks(self) -> Path:
+        """Results of attacks on the unlearned model."""
+        return self.path / "attacks"
+
+    @property
+    def control_attacks(self) -> Path:
+        """Results of the same attacks on the control."""
+        return self.path / "control"
+
+    @property
+    def training(self) -> Path:
+        """Result of the unlearning loop."""
+        return self.path / "training.json"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe that made the run."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def source(self) -> Path:
+        """The starting checkpoint and the control: their places and hashes."""
+        return self.path / "source.json"
+
+    @property
+    def record(self) -> Path:
+        """The record."""
+        return self.path / "record.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder for `recipe`: another run's is refused, an unfinished one of the same recipe is taken up."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(
+                "The output is a file, not a folder.", str(self.path), "Name another folder with --output."
+            )
+        occupied = self.path.is_dir() and any(self.path.iterdir())
+        if occupied and (not self.recipe.is_file() or self.model.exists() or self.load_recipe() != recipe):
+            raise InputError(
+                "The output folder already exists and holds something else.",
+                str(self.path),
+                "Name another folder with --output, or remove this one; only an unfinished run of this recipe resumes.",
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def load_recipe(self) -> Recipe:
+        """The recipe that made the run."""
+        return Recipe.load(self.recipe)
+
+    def load_request(self) -> Request:
+        """The request that the run honoured."""
+        return Request.load(self.request)
+
+    def require_model(self) -> None:
+        """InputError unless the folder holds a finished unlearning run."""
+        if not (self.model / "config.json").is_file() or not self.recipe.is_file():
+            raise InputError(
+                "This is not a finished run.", str(self.path), "Make one with `expunge unlearn ... --output RUN`."
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; InputError where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "A file of the run is missing or damaged.", f"{path}: {error}", "Run the step that writes it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError("A file of the run is damaged.", str(path), "Run the step that writes it again.")
+    return value

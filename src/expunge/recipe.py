@@ -1,0 +1,134 @@
+"""One YAML file -> one frozen, validated recipe: everything that a run depends on.
+
+model: smollm2
+method: ssiuu
+data: {benchmark: world_facts}
+attacks: [relearn-harmful, relearn-related]
+output: runs/ssiuu
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from expunge.errors import InputError, nearest
+from expunge.settings import assign, read_yaml
+
+SMOLLM2 = "smollm2"
+TRAINED = "trained"
+
+STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(_Strict):
+    """Where the request comes from: a benchmark by name, or files.
+
+    Args:
+        benchmark: a name of `expunge list benchmarks`; excludes the files.
+        forget, retain, attack: files or `datasets` ids read by `read_examples`.
+        test: name -> file of further questions to score.
+        text: a file of plain text for perplexity and KL; the bundled passages where absent.
+        seed: of the split into forget, retain, test and attack.
+        settings: further arguments of the benchmark's builder, such as n_forget.
+    """
+
+    benchmark: str | None = None
+    forget: str | None = None
+    retain: str | None = None
+    attack: str | None = None
+    text: str | None = None
+    test: dict[str, str] = Field(default_factory=dict)
+    seed: int = 0
+    settings: dict[str, int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.benchmark and (self.forget or self.retain or self.attack or self.test):
+            raise ValueError("name a benchmark or files, not both")
+        if not self.benchmark and not (self.forget and self.retain):
+            raise ValueError("name a benchmark, or both `forget` and `retain` files")
+        return self
+
+
+class Recipe(_Strict):
+    """All choices of one run.
+
+    Args:
+        model: a folder, a Hub id, `smollm2` (the demo's model), or `trained` (the benchmark trains a small one itself).
+        control: a folder with a model that never knew the facts; `trained` models bring their own.
+        method: a name of `expunge list methods`.
+        transform: a gradient transform put in the place of the method's own.
+        settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
+        unlearn: arguments of the loop (`UnlearnArguments`).
+        attacks: names, each with its settings or none.
+        seed: of the loop; the data have their own.
+        template: `plain` prompts or the tokenizer's `chat` template.
+        output: the folder of the run.
+    """
+
+    model: str
+    data: Data
+    method: str = "graddiff"
+    transform: str | None = None
+    control: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    template: Literal["plain", "chat"] = "plain"
+    device: str = "cpu"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    unlearn: dict[str, Any] = Field(default_factory=dict)
+    attacks: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: {} for name in STANDARD_ATTACKS})
+    seed: int = 0
+    output: str = "runs/run"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attacks_by_name(cls, value: Any) -> Any:
+        """A plain list of attacks means each with its defaults; a name without settings likewise."""
+        attacks = value.get("attacks") if isinstance(value, dict) else None
+        if isinstance(attacks, list):
+            return {**value, "attacks": {str(name): {} for name in attacks}}
+        if isinstance(attacks, dict):
+            return {**value, "attacks": {name: settings or {} for name, settings in attacks.items()}}
+        return value
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML that `Recipe.load` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def of(cls, tree: dict[str, Any], where: str) -> Recipe:
+        """A recipe out of plain values; InputError names each key at fault and the nearest valid one."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise InputError(_explain(error), where, "See docs/reference/recipe.md.") from None
+
+    @classmethod
+    def load(cls, path: Path, settings: dict[str, Any] | None = None) -> Recipe:
+        """The recipe in `path` with `settings` (dotted keys) laid over it."""
+        return cls.of(assign(read_yaml(path), settings or {}), str(path))
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence per fault: key, what is wrong, and the nearest valid key for a misspelt one."""
+    sentences = []
+    for fault in error.errors():
+        key = ".".join(map(str, fault["loc"])) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            owner: type[BaseModel] = Data if fault["loc"][0] == "data" else Recipe
+            sentences.append(f"Unknown key {key!r}. {nearest(str(fault['loc'][-1]), owner.model_fields)}")
+        else:
+            given = "" if fault["type"] == "missing" else f", not {fault['input']!r}"
+            sentences.append(
+                f"{key}: {fault['msg'].removeprefix('Value error, ').lower()}{given if fault['loc'] else ''}."
+            )
+    return " ".join(sentences)

@@ -1,0 +1,86 @@
+"""Values typed by people: `k=v` on the command line, scalars in YAML, and what they mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: `1e-5` is a number, `no` and `on` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that `text` spells in YAML; InputError names `where`, line and column."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        raise InputError(f"This is not YAML: {error.problem}.", place, "Mend that line.") from error
+    except yaml.YAMLError as error:
+        raise InputError("This is not YAML.", where, "Mend the file.") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError where it is missing, unreadable or no mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The recipe cannot be read.", f"{path}: {error}", "Name a YAML text file.") from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError("A recipe is a mapping of names to values.", str(path), "See `recipes/` for examples.")
+    return value
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["a.b=1e-5", "c=x"]` as `{"a.b": 1e-05, "c": "x"}`; values are YAML scalars or flow lists."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.-]*", key):
+            raise InputError(
+                f"--set needs NAME=VALUE, not {assignment!r}.", "--set", "For example --set learning_rate=1e-5."
+            )
+        settings[key] = parse_yaml(value, f"--set {key}")
+    return settings
+
+
+def assign(tree: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with each dotted key of `settings` set, inner mappings made as needed."""
+    result = dict(tree)
+    for dotted, value in settings.items():
+        head, _, rest = dotted.partition(".")
+        if rest:
+            inner = result.get(head) or {}
+            if not isinstance(inner, dict):
+                raise InputError(f"{head!r} holds a value, not a mapping.", f"--set {dotted}", f"Use --set {head}=...")
+            result[head] = assign(inner, {rest: value})
+        else:
+            result[head] = value
+    return result
