@@ -1,0 +1,91 @@
+"""Recipes and `--set`: what people type means what it says, and mistakes name the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge.errors import InputError
+from expunge.recipe import Recipe
+from expunge.settings import assign, parse_assignments, parse_yaml
+
+MINIMAL = {"model": "m", "data": {"benchmark": "world_facts"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-05),
+        ("-2.5E+3", -2500.0),
+        ("3", 3),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("[1e-5, 2e-5]", [1e-05, 2e-05]),
+        ("null", None),
+        ("a-b", "a-b"),
+        ("1e", "1e"),
+    ],
+)
+def test_scalars_mean_what_they_say(text: str, value: object) -> None:
+    parsed = parse_yaml(text, "here")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_assignments_nest_and_leave_the_original_alone() -> None:
+    tree = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert assign(tree, parse_assignments(["a.b=1e-5", "e.f=x"])) == {"a": {"b": 1e-5, "c": 2}, "d": 3, "e": {"f": "x"}}
+    assert tree == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+@pytest.mark.parametrize("bad", ["x", "=1", "a b=1"])
+def test_malformed_assignment_is_refused(bad: str) -> None:
+    with pytest.raises(InputError, match="NAME=VALUE"):
+        parse_assignments([bad])
+
+
+def test_assignment_into_a_value_is_refused() -> None:
+    with pytest.raises(InputError, match="holds a value"):
+        assign({"a": 1}, {"a.b": 2})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    recipe = Recipe.of({**MINIMAL, "unlearn": {"learning_rate": 1e-5}, "attacks": ["relearn-harmful"]}, "test")
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert Recipe.load(tmp_path / "r.yaml") == recipe
+    assert recipe.attacks == {"relearn-harmful": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"metod": "npo"}, "Did you mean 'method'"),
+        ({"data": {"benchmark": "b", "seeed": 1}}, "Did you mean 'seed'"),
+        ({"seed": "1"}, "seed: input should be a valid integer"),
+        ({"data": {}}, "name a benchmark"),
+        ({"data": {"benchmark": "b", "forget": "f"}}, "not both"),
+        ({"dtype": "float8"}, "dtype"),
+    ],
+)
+def test_mistakes_are_named(change: dict[str, object], hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        Recipe.of({**MINIMAL, **change}, "test")
+
+
+def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ndata: [1, 2\nmethod: x\n")
+    with pytest.raises(InputError, match=r"r\.yaml:3:"):
+        Recipe.load(path)
+
+
+def test_missing_and_unmapped_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        Recipe.load(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match="mapping"):
+        Recipe.load(tmp_path / "list.yaml")
