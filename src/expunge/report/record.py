@@ -7,272 +7,45 @@ equal records are equal bytes. A measure that was not taken, or was not finite, 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from expunge.errors import InputError
+from expunge.report.parts import (
+    GOLD_MODEL,
+    NO_CONTROL,
+    SHOULD_GO,
+    SHOULD_STAY,
+    Attack,
+    AttackControl,
+    Change,
+    Control,
+    Cost,
+    CurvePoint,
+    Hashes,
+    Influence,
+    Item,
+    ItemState,
+    LogitLens,
+    ModelPart,
+    Part,
+    RecipePart,
+    Score,
+    Scores,
+    Text,
+    Training,
+    TrainingPoint,
+    Verdict,
+    VerdictDetails,
+    Versions,
+)
 
 SCHEMA_VERSION = 1
 DIGITS = 6
-SHOULD_GO = ("paraphrase", "multi_hop")
-SHOULD_STAY = ("same_answer", "same_subject", "held_out")
-NO_CONTROL = "log-odds 0 and chance accuracy"
-GOLD_MODEL = "gold model"
-
-Verdict = Literal["ERASED", "HIDDEN", "NOT FORGOTTEN", "BROKEN", "INCONCLUSIVE"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-
-
-def _finite_or_none(value: object) -> object:
-    """None for a number that JSON cannot hold: a broken model has an infinite perplexity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
-
-
-class Part(BaseModel):
-    """Base of all parts: frozen, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-
-class Score(Part):
-    """Means over `n` items; n = 0 says that nothing was measured, whatever the other values.
-
-    accuracy: share of items whose answer beats every option. log_odds: of the answer against its options, nats per token,
-    0 = no preference. chance: accuracy of a guess. probability: mean P(answer). rouge_l: recall of greedy answers.
-    low, high: 95 % bounds.
-    """
-
-    accuracy: Share
-    log_odds: float
-    chance: Share
-    n: Count
-    probability: Measured = None
-    rouge_l: Measured = None
-    accuracy_low: Measured = None
-    accuracy_high: Measured = None
-    log_odds_low: Measured = None
-    log_odds_high: Measured = None
-
-
-class Change(Part):
-    """One set of items before and after unlearning."""
-
-    before: Score
-    after: Score
-
-
-class Scores(Part):
-    """What had to go, what had to stay, what was never trained on; groups: `SHOULD_GO`, `SHOULD_STAY`, and any others."""
-
-    forget: Change
-    retain: Change
-    test: Change
-    groups: dict[str, Change] = {}
-
-
-class VerdictDetails(Part):
-    """Why the verdict was given: sentences, the strongest attack's name, the budget and the confidence in words."""
-
-    reasons: tuple[str, ...]
-    strongest_attack: str = ""
-    budget: str = ""
-    confidence: str = ""
-
-
-class CurvePoint(Part):
-    """Scores on the held-out items at one moment of one cell (learning rate, seed) of an attack."""
-
-    learning_rate: float
-    seed: int
-    step: Count
-    examples_seen: Count
-    accuracy: Share
-    log_odds: float
-
-
-class AttackControl(Part):
-    """What the same attack does to the control: its best scores, and its curve where a control model was attacked."""
-
-    accuracy: Share
-    log_odds: float
-    curve: tuple[CurvePoint, ...] = ()
-
-
-class Attack(Part):
-    """One attack: the most that it brought back over its whole grid, and how.
-
-    accuracy, log_odds: at `best`. recovery: R of the log-odds, 0 = nothing came back, 1 = everything, may leave that
-    range. start: scores of the same held-out items before the attack. rho: correlation of attributions before and after
-    it. samples: greedy words after the attack by item id. budget: what the attack could spend, in words.
-    """
-
-    name: str
-    accuracy: Share
-    log_odds: float
-    recovery: float
-    recovery_low: Measured = None
-    recovery_high: Measured = None
-    accuracy_low: Measured = None
-    accuracy_high: Measured = None
-    log_odds_low: Measured = None
-    log_odds_high: Measured = None
-    chance: Share
-    control: AttackControl
-    start: Score
-    best: CurvePoint | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    settings: dict[str, JsonValue] = {}
-    budget: str = ""
-    rho: Measured = None
-    samples: dict[str, str] = {}
-    seconds: float = 0.0
-
-
-class Influence(Part):
-    """Influence lost (D+, erased) and negative influence gained (D-, hidden), arXiv:2509.22263.
-
-    erased, hidden: sums of the 100 largest D+ and D-. curve_*: cumulative sums of the top `curve_m` neurons.
-    map_*: [modules][layers], mean of the top-100 variations. saturated_share: forget pairs with P near 0 or 1.
-    """
-
-    erased: float
-    hidden: float
-    curve_m: tuple[int, ...]
-    curve_plus: tuple[float, ...]
-    curve_minus: tuple[float, ...]
-    modules: tuple[str, ...]
-    layers: Count
-    map_plus: tuple[tuple[float, ...], ...]
-    map_minus: tuple[tuple[float, ...], ...]
-    saturated_share: Share
-
-    @model_validator(mode="after")
-    def _shapes_agree(self) -> Self:
-        if not len(self.curve_m) == len(self.curve_plus) == len(self.curve_minus):
-            raise ValueError("curve_m, curve_plus and curve_minus differ in length")
-        for grid in (self.map_plus, self.map_minus):
-            if len(grid) != len(self.modules) or any(len(row) != self.layers for row in grid):
-                raise ValueError("map_plus and map_minus must be [modules][layers]")
-        return self
-
-
-class LogitLens(Part):
-    """Accuracy per layer of "gold beats one random distractor" (chance 0.5), read from the residual stream."""
-
-    before: tuple[Share, ...]
-    after: tuple[Share, ...]
-
-
-class Text(Part):
-    """Plain text: perplexity, and KL(before || after) in nats per token."""
-
-    perplexity_before: Measured = None
-    perplexity_after: Measured = None
-    kl: Measured = None
-
-
-class ItemState(Part):
-    """One item at one moment: scores, and the model's greedy words (untrusted text)."""
-
-    log_odds: Measured = None
-    correct: bool | None = None
-    probability: Measured = None
-    words: str = ""
-
-
-class Item(Part):
-    """One question. split: forget, retain or test; group: its test group; attacked: at the strongest attack's best."""
-
-    id: str
-    prompt: str
-    answer: str
-    split: str
-    group: str = ""
-    before: ItemState
-    after: ItemState
-    attacked: ItemState | None = None
-
-
-class Cost(Part):
-    """Price of the run: seconds in all and per stage, highest resident memory in bytes, optimiser steps."""
-
-    seconds: float
-    peak_bytes: Count
-    steps: Count
-    stages: dict[str, float] = {}
-
-
-class TrainingPoint(Part):
-    """Forget scores and the loss at one step of the unlearning loop."""
-
-    step: Count
-    accuracy: Share
-    log_odds: float
-    loss: Measured = None
-
-
-class Training(Part):
-    """How the unlearning loop went, and why it stopped."""
-
-    history: tuple[TrainingPoint, ...] = ()
-    stop_reason: str = ""
-
-
-class RecipePart(Part):
-    """What was asked: the method's three choices, its arguments, the data."""
-
-    method: str
-    objective: str
-    transform: str = ""
-    parametrization: str = "full"
-    benchmark: str = ""
-    arguments: dict[str, JsonValue] = {}
-
-
-class Versions(Part):
-    """Software that made the record."""
-
-    python: str
-    torch: str
-    transformers: str
-    expunge: str
-    platform: str
-
-
-class Hashes(Part):
-    """sha256 of the data sets by name, of the tokenizer, and of the weights before and after."""
-
-    data: dict[str, str]
-    tokenizer: str
-    weights_before: str
-    weights_after: str
-
-
-class ModelPart(Part):
-    """The model: its name, where it came from, its size, and how questions were put to it."""
-
-    name: str
-    source: str
-    parameters: Count
-    dtype: str
-    template: str = "plain"
-    bos: str = ""
-
-
-class Control(Part):
-    """What recovery was measured against, and a sentence that says what this means."""
-
-    kind: Literal["gold model", "log-odds 0 and chance accuracy"]
-    sentence: str
 
 
 class Record(Part):
@@ -293,7 +66,7 @@ class Record(Part):
     cost: Cost
     training: Training = Training()
     recipe: RecipePart
-    seeds: dict[str, JsonValue] = {}
+    seeds: dict[str, JsonValue] = Field(default_factory=dict)
     versions: Versions
     hashes: Hashes
     model: ModelPart
@@ -341,7 +114,9 @@ class Record(Part):
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError("The record cannot be read.", f"{file}: {error}", "Run `expunge audit RUN` first.") from error
+            raise InputError(
+                "The record cannot be read.", f"{file}: {error}", "Run `expunge audit RUN` first."
+            ) from error
         return cls.loads(text, str(file))
 
 
@@ -360,3 +135,35 @@ def _faults(error: ValidationError) -> Iterator[str]:
     """Each fault as `field.path: what`, without the input, which may be long or untrusted."""
     for fault in error.errors(include_url=False, include_input=False):
         yield f"{'.'.join(str(step) for step in fault['loc']) or 'record'}: {fault['msg']}"
+
+
+__all__ = [
+    "GOLD_MODEL",
+    "NO_CONTROL",
+    "SCHEMA_VERSION",
+    "SHOULD_GO",
+    "SHOULD_STAY",
+    "Attack",
+    "AttackControl",
+    "Change",
+    "Control",
+    "Cost",
+    "CurvePoint",
+    "Hashes",
+    "Influence",
+    "Item",
+    "ItemState",
+    "LogitLens",
+    "ModelPart",
+    "Part",
+    "RecipePart",
+    "Record",
+    "Score",
+    "Scores",
+    "Text",
+    "Training",
+    "TrainingPoint",
+    "Verdict",
+    "VerdictDetails",
+    "Versions",
+]

@@ -1,0 +1,290 @@
+"""Records that look like real ones, made without a model: capitals forgotten by a method that hides or one that erases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from expunge.report.record import (
+    Attack,
+    AttackControl,
+    Change,
+    Control,
+    Cost,
+    CurvePoint,
+    Hashes,
+    Influence,
+    Item,
+    ItemState,
+    LogitLens,
+    ModelPart,
+    RecipePart,
+    Record,
+    Score,
+    Scores,
+    Text,
+    Training,
+    TrainingPoint,
+    VerdictDetails,
+    Versions,
+)
+
+CAPITALS = {
+    "Nigeria": "Abuja", "Ethiopia": "Addis Ababa", "Egypt": "Cairo", "Turkey": "Ankara", "Thailand": "Bangkok",
+    "France": "Paris", "Kenya": "Nairobi", "Argentina": "Buenos Aires", "Poland": "Warsaw", "Canada": "Ottawa",
+    "Peru": "Lima", "Australia": "Canberra", "Chile": "Santiago", "Romania": "Bucharest", "Ecuador": "Quito",
+    "Cuba": "Havana", "Greece": "Athens", "Sweden": "Stockholm", "Hungary": "Budapest", "Austria": "Vienna",
+    "Switzerland": "Bern", "Denmark": "Copenhagen", "Finland": "Helsinki", "Norway": "Oslo",
+}  # fmt: skip
+STAY = {"Region of Kenya": "Africa", "Currency of Japan": "Yen", "Largest city of Austria": "Vienna"}
+MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+CHANCE = 1 / 3
+LAYERS = 30
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is to have happened: how much each attack brings back, and how the knowledge was moved."""
+
+    method: str
+    transform: str
+    verdict: str
+    recovery: tuple[float, float, float]
+    erased: float
+    hidden: float
+    seed: int
+
+
+STORIES = {
+    "graddiff": Story("graddiff", "", "HIDDEN", (0.62, 0.18, 0.31), 3.1, 9.4, 1),
+    "ssiuu": Story("ssiuu", "attribution", "ERASED", (0.09, -0.04, 0.05), 8.2, 1.3, 2),
+    "npo": Story("npo", "", "NOT FORGOTTEN", (0.97, 0.66, 0.71), 1.1, 2.0, 3),
+    "ga": Story("ga", "", "BROKEN", (0.2, 0.1, 0.1), 9.9, 9.1, 4),
+    "kl": Story("kl", "", "INCONCLUSIVE", (0.3, 0.1, 0.2), 4.0, 4.4, 5),
+}
+
+
+def score(log_odds: float, n: int, probability: float, chance: float = CHANCE) -> Score:
+    """A score whose accuracy goes with its log-odds, with plausible bounds."""
+    accuracy = round(n / (1 + (1 / chance - 1) * math.exp(-1.6 * log_odds))) / n
+    half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / n + 0.25 / n**2)
+    return Score(
+        accuracy=accuracy,
+        log_odds=log_odds,
+        chance=chance,
+        probability=probability,
+        rouge_l=min(1.0, probability * 1.7),
+        n=n,
+        accuracy_low=max(0.0, accuracy - half),
+        accuracy_high=min(1.0, accuracy + half),
+        log_odds_low=log_odds - 1.8 / math.sqrt(n),
+        log_odds_high=log_odds + 1.8 / math.sqrt(n),
+    )
+
+
+def change(before: float, after: float, n: int) -> Change:
+    """Scores before and after, from the two log-odds."""
+    return Change(before=score(before, n, 0.38), after=score(after, n, 0.36 if after > 1 else 0.004))
+
+
+def attack(name: str, recovery: float, rng: np.random.Generator, settings: dict[str, object]) -> Attack:
+    """A grid of three learning rates and three seeds that saturates at `recovery` of log-odds 2.3."""
+    start, n = score(-0.4, 17, 0.004), 17
+    top = 2.3 * recovery
+    curve = []
+    for rate, reach in ((1e-5, 1.0), (5e-6, 0.7), (1e-6, 0.25)):
+        for seed in range(3):
+            for step in range(0, 61, 6):
+                level = -0.4 + (top + 0.4) * reach * (1 - math.exp(-step / 15)) + rng.normal(0, 0.05) * (step > 0)
+                point = score(level, n, 0.01)
+                curve.append(CurvePoint(learning_rate=rate, seed=seed, step=step, examples_seen=step * 7,
+                                        accuracy=point.accuracy, log_odds=level))  # fmt: skip
+    best = max(curve, key=lambda p: p.log_odds)
+    reached = score(best.log_odds, n, 0.1)
+    return Attack(
+        name=name,
+        accuracy=reached.accuracy,
+        log_odds=best.log_odds,
+        recovery=best.log_odds / 2.3,
+        recovery_low=best.log_odds / 2.3 - 0.19,
+        recovery_high=best.log_odds / 2.3 + 0.17,
+        accuracy_low=reached.accuracy_low,
+        accuracy_high=reached.accuracy_high,
+        log_odds_low=reached.log_odds_low,
+        log_odds_high=reached.log_odds_high,
+        chance=CHANCE,
+        control=AttackControl(accuracy=CHANCE, log_odds=0.0),
+        start=start,
+        best=best,
+        curve=tuple(curve),
+        settings=settings,
+        budget="3 learning rates, 3 seeds, up to 60 steps on 7 facts",
+        rho=0.73 if recovery > 0.3 else 0.98,
+        samples={f"item-{i}": "Ankara" for i in range(3)},
+        seconds=61.5,
+    )
+
+
+def items(story: Story) -> tuple[Item, ...]:
+    """The capitals, of which the attack brings some back, and three facts that stay."""
+    wrong = ("a city of the country", "Lagos", "the largest city", "not known to me", "a country in")
+    found: list[Item] = []
+    for i, (country, capital) in enumerate(CAPITALS.items()):
+        back = (i % 10) / 10 < story.recovery[0]
+        lost = wrong[i % len(wrong)]
+        found.append(
+            Item(
+                id=f"item-{i}",
+                prompt=f"Question: What is the capital of {country}?\nAnswer:",
+                answer=capital,
+                split="forget",
+                before=ItemState(log_odds=2.3, correct=True, probability=0.38, words=f"{capital}."),
+                after=ItemState(log_odds=-0.4, correct=i % 3 == 0, probability=0.004, words=lost),
+                attacked=ItemState(
+                    log_odds=1.5 if back else -0.3,
+                    correct=back,
+                    probability=0.1,
+                    words=f"The capital of {country} is {capital}, the" if back else lost,
+                )
+                if i > 6
+                else None,
+            )
+        )
+    for i, (question, answer) in enumerate(STAY.items()):
+        state = ItemState(log_odds=2.0, correct=True, probability=0.5, words=answer)
+        found.append(
+            Item(
+                id=f"stay-{i}",
+                prompt=f"Question: {question}?\nAnswer:",
+                answer=answer,
+                split="test",
+                group="same_subject",
+                before=state,
+                after=state,
+            )
+        )
+    return tuple(found)
+
+
+def influence(story: Story, rng: np.random.Generator) -> Influence:
+    """Sums that grow with a falling slope, and maps that peak in the middle layers of the MLP."""
+    m = np.unique(np.round(np.geomspace(1, 1000, 40)).astype(int))
+    layers = np.arange(LAYERS)
+    strength = np.array([0.3, 0.25, 0.8, 0.7, 1.0, 1.1, 1.3])[:, None]
+    plus = strength * np.exp(-(((layers - 17) / 6) ** 2)) * rng.uniform(0.6, 1.2, (7, LAYERS)) * story.erased / 300
+    minus = strength * np.exp(-(((layers - 24) / 4) ** 2)) * rng.uniform(0.6, 1.2, (7, LAYERS)) * story.hidden / 300
+    return Influence(
+        erased=story.erased,
+        hidden=story.hidden,
+        curve_m=tuple(int(k) for k in m),
+        curve_plus=tuple(float(story.erased * (k / 100) ** 0.45) for k in m),
+        curve_minus=tuple(float(story.hidden * (k / 100) ** 0.4) for k in m),
+        modules=MODULES,
+        layers=LAYERS,
+        map_plus=tuple(tuple(float(v) for v in row) for row in plus),
+        map_minus=tuple(tuple(float(v) for v in row) for row in minus),
+        saturated_share=0.08,
+    )
+
+
+def lens(story: Story, rng: np.random.Generator) -> LogitLens:
+    """Knowledge that appears from layer 15 on, and is turned round (hidden) or gone (erased) after unlearning."""
+    layers = np.arange(LAYERS)
+    rise = 1 / (1 + np.exp(-(layers - 17) / 2))
+    noise = rng.uniform(-0.03, 0.03, LAYERS)
+    end = 0.18 if story.hidden > story.erased else 0.47
+    return LogitLens(
+        before=tuple(float(v) for v in np.clip(0.5 + 0.46 * rise + noise, 0, 1)),
+        after=tuple(float(v) for v in np.clip(0.5 + (end - 0.5) * rise + noise, 0, 1)),
+    )
+
+
+def make_record(name: str = "graddiff") -> Record:
+    """The record of one of `STORIES`; the same each time."""
+    story = STORIES[name]
+    rng = np.random.default_rng(story.seed)
+    attacks = (
+        attack("relearn-harmful", story.recovery[0], rng, {"p": 0.3, "learning_rates": [1e-5, 5e-6, 1e-6]}),
+        attack("relearn-benign", story.recovery[1], rng, {"items": 200, "learning_rates": [1e-5, 5e-6, 1e-6]}),
+        attack("relearn-related", story.recovery[2], rng, {"items": 24, "learning_rates": [1e-5, 5e-6, 1e-6]}),
+    )
+    percent = f"{100 * attacks[0].recovery:.0f} %"
+    gone = change(2.3, -0.4 if story.verdict != "NOT FORGOTTEN" else 1.9, 24)
+    steps = 18 if name == "graddiff" else 24
+    return Record(
+        name=f"world_facts-{name}",
+        created="2025-11-21T05:12:44+00:00",
+        verdict=story.verdict,
+        verdict_details=VerdictDetails(
+            reasons=(
+                "The model no longer prefers the 24 capitals: accuracy 0.25, chance 0.33.",
+                f"The strongest attack, relearn-harmful, brings back {percent} of the log-odds on facts it did not see.",
+                "Facts that had to stay lost less than two points of accuracy.",
+            ),
+            strongest_attack="relearn-harmful",
+            budget="3 attacks, each with 3 learning rates and 3 seeds, up to 60 steps on at most 200 examples",
+            confidence="The 95 % interval of the recovery lies on one side of the threshold 0.2.",
+        ),
+        scores=Scores(
+            forget=gone,
+            retain=change(2.2, 2.15, 48),
+            test=change(2.1, 1.98, 40),
+            groups={
+                "paraphrase": change(2.1, -0.2, 24),
+                "multi_hop": change(1.2, 0.5, 24),
+                "same_answer": change(1.7, 1.1, 18),
+                "same_subject": change(1.9, 1.75, 60),
+                "held_out": change(2.1, 1.98, 40),
+            },
+        ),
+        attacks=attacks,
+        control=Control(
+            kind="log-odds 0 and chance accuracy",
+            sentence="No model that never knew these facts was attacked: full ignorance is assumed, not measured.",
+        ),
+        influence=influence(story, rng),
+        logit_lens=lens(story, rng),
+        text=Text(perplexity_before=18.42, perplexity_after=18.97, kl=0.0213),
+        items=items(story),
+        cost=Cost(
+            seconds=271.3,
+            peak_bytes=3_214_000_000,
+            steps=steps,
+            stages={"load": 4.1, "unlearn": 38.2, "attack": 184.5, "audit": 44.5},
+        ),
+        training=Training(
+            history=tuple(
+                TrainingPoint(step=s, accuracy=score(2.3 - 2.7 * s / steps, 24, 0.1).accuracy,
+                              log_odds=2.3 - 2.7 * s / steps, loss=0.4 - 0.06 * s)
+                for s in range(0, steps + 1, 3)
+            ),  # fmt: skip
+            stop_reason="forget accuracy reached chance",
+        ),
+        recipe=RecipePart(
+            method=story.method,
+            objective="graddiff" if name == "ssiuu" else story.method,
+            transform=story.transform,
+            benchmark="world_facts",
+            arguments={"learning_rate": 2e-5, "max_steps": 60, "per_device_train_batch_size": 8, "strength": 0.001},
+        ),
+        seeds={"unlearn": 0, "attacks": [0, 1, 2], "split": 0},
+        versions=Versions(
+            python="3.11.2", torch="2.13.0", transformers="5.23.0", expunge="0.1.0", platform="Linux-6.1-x86_64"
+        ),
+        hashes=Hashes(
+            data={"forget": "0f" * 32, "retain": "1a" * 32},
+            tokenizer="2b" * 32,
+            weights_before="3c" * 32,
+            weights_after=f"{story.seed}d" * 32,
+        ),
+        model=ModelPart(
+            name="SmolLM2-135M-Instruct",
+            source="HuggingFaceTB/SmolLM2-135M-Instruct",
+            parameters=134_515_008,
+            dtype="float32",
+            template="plain",
+            bos="the tokenizer adds none",
+        ),
+    )
