@@ -104,7 +104,7 @@ def test_json_is_small_and_complete() -> None:
     assert len(text) < 10_000
     back = json.loads(text)
     assert back["erased"] == pytest.approx(found.erased, rel=1e-5)
-    assert back["curve_plus"][back["grid"].index(100)] == back["erased"]
+    assert back["curve_plus"][back["curve_m"].index(100)] == back["erased"]
     assert np.array(back["map_minus"]).shape == (7, 30)
 
 

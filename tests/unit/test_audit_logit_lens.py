@@ -10,7 +10,6 @@ from conftest import make_tiny_model
 from expunge.audit.logit_lens import logit_lens
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +49,7 @@ def test_every_layer_is_the_models_own_comparison(encoder: Encoder, tiny_example
 def test_answers_that_begin_alike_are_compared_where_they_part(tiny_model: LlamaForCausalLM, encoder: Encoder) -> None:
     shared, plain = Example("where", "w1 w2 oslo", options=("w1 w2 rome",)), Example("where w1 w2", "oslo", ("rome",))
     assert logit_lens(tiny_model, encoder, [shared]) == logit_lens(tiny_model, encoder, [plain])
-    with pytest.raises(InputError, match="found none"):
-        logit_lens(tiny_model, encoder, [Example("where", "w1", options=("w1 w2",))])
+    assert logit_lens(tiny_model, encoder, [Example("where", "w1", options=("w1 w2",))]) == ()
 
 
 def test_other_answers_serve_where_there_are_no_options(
@@ -59,8 +57,7 @@ def test_other_answers_serve_where_there_are_no_options(
 ) -> None:
     bare = [Example(e.prompt, e.answer) for e in tiny_examples]
     assert len(logit_lens(tiny_model, encoder, bare)) == 2
-    with pytest.raises(InputError, match="found none"):
-        logit_lens(tiny_model, encoder, bare[:1])
+    assert logit_lens(tiny_model, encoder, bare[:1]) == ()
 
 
 def test_the_seed_chooses_the_wrong_answers_and_batches_do_not(

@@ -40,9 +40,9 @@ class Influence:
         top: how many neurons the sums and the cells of the maps take.
         d_plus: [neurons] positive influence lost.
         d_minus: [neurons] negative influence gained.
-        grid: numbers m of top neurons.
-        curve_plus: sum of the m largest D+, for each m of the grid.
-        curve_minus: sum of the m largest D-, for each m of the grid.
+        curve_m: numbers m of top neurons.
+        curve_plus: sum of the m largest D+, for each m of `curve_m`.
+        curve_minus: sum of the m largest D-, for each m of `curve_m`.
         erased: sum of the `top` largest D+.
         hidden: sum of the `top` largest D-.
         modules: names of the rows of the maps.
@@ -57,7 +57,7 @@ class Influence:
     top: int
     d_plus: DoubleArray
     d_minus: DoubleArray
-    grid: tuple[int, ...]
+    curve_m: tuple[int, ...]
     curve_plus: tuple[float, ...]
     curve_minus: tuple[float, ...]
     erased: float
@@ -76,7 +76,7 @@ class Influence:
             "top": self.top,
             "erased": _rounded(self.erased),
             "hidden": _rounded(self.hidden),
-            "grid": list(self.grid),
+            "curve_m": list(self.curve_m),
             "curve_plus": [_rounded(value) for value in self.curve_plus],
             "curve_minus": [_rounded(value) for value in self.curve_minus],
             "modules": list(self.modules),
@@ -105,7 +105,7 @@ def compare(before: Attribution, after: Attribution, top: int = 100) -> Influenc
         top=top,
         d_plus=d_plus,
         d_minus=d_minus,
-        grid=GRID,
+        curve_m=GRID,
         curve_plus=cumulative(d_plus, GRID),
         curve_minus=cumulative(d_minus, GRID),
         erased=cumulative(d_plus, [top])[0],

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data.collate import Batch, Encoded
-from expunge.errors import InputError
 from expunge.models.answers import evaluating, length_sorted
 from expunge.models.architecture import Architecture, base_linear, describe
 
@@ -48,19 +47,12 @@ def logit_lens(
     """Per block, the share of examples whose answer beats one random wrong answer; ties count one half.
 
     The wrong answer is one of the example's options, else the answer of another example, drawn by `seed` and the
-    example's id, so that two models, or a subset of the examples, meet the same ones. Examples without a wrong answer
-    that parts from theirs are left out.
-
-    Raises:
-        InputError: no example is left.
+    example's id, so that two models meet the same ones. Examples without a wrong answer that parts from theirs are left
+    out; where none is left, nothing can be compared and the result is empty.
     """
     contrasts = [c for c in (_contrast(encoder, example, examples, seed) for example in examples) if c is not None]
     if not contrasts:
-        raise InputError(
-            "the logit lens needs a wrong answer to compare with, and found none",
-            f"{len(examples)} examples",
-            "Give the examples `options`, or at least two examples with different answers.",
-        )
+        return ()
     arch = describe(model)
     encoded = [Encoded(contrast.context, len(contrast.context)) for contrast in contrasts]
     tokens = torch.tensor([(contrast.gold, contrast.distractor) for contrast in contrasts], device=model.device)

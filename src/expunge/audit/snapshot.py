@@ -1,0 +1,177 @@
+"""Everything that is measured about one model before it is compared with another.
+
+The model before unlearning, the one after it, and the control are measured one after the other, so that no two are in
+memory at once; what the comparison needs of the first (the final states of the plain text and a copy of the head, for
+the KL divergence) is in its snapshot.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from expunge.audit.attribution import Attribution, attributions
+from expunge.audit.logit_lens import logit_lens
+from expunge.audit.rouge import rouge_l_recall
+from expunge.models.answers import Reference, TextStatistics, cache_text, text_statistics
+from expunge.models.architecture import FAMILIES
+from expunge.models.scores import ItemScore, Scores, greedy, score_items, summarise
+from expunge.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from expunge.data.collate import Encoder
+    from expunge.request import Request
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TASK = "measuring"
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The most that a snapshot measures of each kind; what exceeds it is drawn by `seed`, the same for every model."""
+
+    retain: int = 64
+    text: int = 16
+    attribution: int = 64
+    new_tokens: int = 16
+    seed: int = 0
+
+    def draw(self, items: Sequence[T], most: int) -> tuple[T, ...]:
+        """At most `most` of the items, in their order."""
+        if len(items) <= most:
+            return tuple(items)
+        return tuple(items[i] for i in sorted(random.Random(self.seed).sample(range(len(items)), most)))
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One model, measured.
+
+    Args:
+        forget: scores of what had to go.
+        retain: scores of what had to stay, at most `Caps.retain` of them.
+        test: scores of each test group.
+        samples: greedy answer by forget item id; untrusted text.
+        rouge_l: recall of the answer in it, by forget item id.
+        text: perplexity on the plain text and, against a reference, the KL divergence; None without text.
+        text_reference: what the next model's KL divergence is measured against; None unless this is the reference.
+        attribution: of the forget items, at most `Caps.attribution`; None in a light snapshot or of an unknown family.
+        lens: accuracy per layer on the forget items; empty where it was not or cannot be measured.
+    """
+
+    forget: tuple[ItemScore, ...]
+    retain: tuple[ItemScore, ...]
+    test: Mapping[str, tuple[ItemScore, ...]]
+    samples: Mapping[str, str]
+    rouge_l: Mapping[str, float]
+    text: TextStatistics | None = None
+    text_reference: Reference | None = None
+    attribution: Attribution | None = None
+    lens: tuple[float, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The means and other single numbers; what is not finite, or was not measured, is None."""
+        sets = {"forget": self.forget, "retain": self.retain}
+        return {
+            **{name: _means(items) for name, items in sets.items() if items},
+            "test": {name: _means(items) for name, items in self.test.items() if items},
+            "rouge_l": fmean(self.rouge_l.values()) if self.rouge_l else None,
+            "perplexity": _finite(self.text.perplexity) if self.text else None,
+            "kl": _finite(self.text.kl) if self.text and self.text.kl is not None else None,
+            "lens": list(self.lens),
+        }
+
+
+def snapshot(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    request: Request,
+    *,
+    reference: Snapshot | None = None,
+    light: bool = False,
+    caps: Caps | None = None,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """Measure `model` on everything in `request`; it comes back as it was.
+
+    Args:
+        model: any causal LM; attribution and logit lens need a family of `expunge.models.architecture.FAMILIES`.
+        encoder: the one it was unlearned with.
+        request: what had to go and to stay, the test groups, the plain text.
+        reference: the snapshot of the model before unlearning; without it this one becomes the reference.
+        light: scores only, which is all that a control needs.
+        caps: how much is measured.
+        progress: told of every stage.
+    """
+    caps, progress = caps or Caps(), progress or Silent()
+    progress.start(TASK, 1 if light else 5)
+    scored = _scores(model, encoder, request, caps)
+    progress.advance(TASK)
+    if light:
+        progress.finish(TASK)
+        return Snapshot(*scored, samples={}, rouge_l={})
+    answers = greedy(model, encoder, [example.prompt for example in request.forget], caps.new_tokens)
+    progress.advance(TASK)
+    text, text_reference = _text(model, encoder, caps.draw(request.text, caps.text), reference)
+    progress.advance(TASK)
+    attribution = lens = None
+    if model.config.model_type in FAMILIES:
+        attribution = attributions(model, encoder, caps.draw(request.forget, caps.attribution))
+        progress.advance(TASK)
+        lens = logit_lens(model, encoder, request.forget, caps.seed)
+        progress.advance(TASK)
+    else:
+        log.warning("No attribution and no logit lens: the family %r is not known.", model.config.model_type)
+    progress.finish(TASK)
+    return Snapshot(
+        *scored,
+        samples={example.id: said for example, said in zip(request.forget, answers, strict=True)},
+        rouge_l={e.id: rouge_l_recall(e.answer, said) for e, said in zip(request.forget, answers, strict=True)},
+        text=text,
+        text_reference=text_reference,
+        attribution=attribution,
+        lens=lens or (),
+    )
+
+
+def _scores(
+    model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps
+) -> tuple[tuple[ItemScore, ...], tuple[ItemScore, ...], dict[str, tuple[ItemScore, ...]]]:
+    """Scores of forget, retain and each test group, from one pass over all of them."""
+    sets = [request.forget, caps.draw(request.retain, caps.retain), *request.test.values()]
+    scores = iter(score_items(model, encoder, [example for examples in sets for example in examples]))
+    forget, retain, *test = (tuple(next(scores) for _ in examples) for examples in sets)
+    return forget, retain, dict(zip(request.test, test, strict=True))
+
+
+def _text(
+    model: PreTrainedModel, encoder: Encoder, texts: Sequence[str], reference: Snapshot | None
+) -> tuple[TextStatistics | None, Reference | None]:
+    """Figures on plain text, and the reference for the next model if there is none yet."""
+    if not texts:
+        return None, None
+    if reference is not None:
+        return text_statistics(model, encoder, texts, reference.text_reference), None
+    own = cache_text(model, encoder, texts)
+    tokens = sum(len(states) for states in own.hidden)
+    nll = -float(own.sequence.double().sum()) / tokens
+    return TextStatistics(nll, math.exp(nll), None, tokens), own
+
+
+def _means(items: Sequence[ItemScore]) -> dict[str, Any]:
+    means: Scores = summarise(items)
+    return {name: _finite(value) for name, value in asdict(means).items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
