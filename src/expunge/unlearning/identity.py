@@ -1,0 +1,48 @@
+"""What makes two runs the same run, so that the one may go on from the other's checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from expunge.unlearning.arguments import UnlearnArguments
+
+if TYPE_CHECKING:
+    from expunge.unlearning.batches import StepBatches
+    from expunge.unlearning.methods import Method
+
+_BITS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_FREE: Final = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_seconds",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+)
+"""Arguments that may change when a run goes on: how a batch is cut (its size is compared), budgets of time, saving."""
+
+
+def identity(method: Method, arguments: UnlearnArguments, batches: StepBatches, model: nn.Module) -> dict[str, Any]:
+    """What must agree: method, arguments, the items and their order, the starting weights."""
+    settings = {name: value for name, value in asdict(arguments).items() if name not in _FREE}
+    data = {"forget": batches.forget, "retain": batches.retain}
+    return {
+        "method": repr(method),
+        **settings,
+        "items per step": batches.order.batch_size,
+        **{name: hashlib.sha256(repr(list(items)).encode()).hexdigest() for name, items in data.items()},
+        "starting weights": fingerprint(model),
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of names, shapes and bits of all parameters: cheap, whatever the threads, and good against mistakes."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        bits = parameter.detach().view(_BITS[parameter.element_size()])
+        digest.update(f"{name} {tuple(parameter.shape)} {bits.sum(dtype=torch.int64).item()};".encode())
+    return digest.hexdigest()

@@ -1,0 +1,46 @@
+"""Ctrl-C, obeyed between two steps, where everything can be saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupts:
+    """What became of Ctrl-C: the first one is only noted, for `check` to raise; a second one raises at once.
+
+    `torn` says that the second one may have broken a step in two, so that the state is not worth saving.
+    """
+
+    def __init__(self) -> None:
+        self.torn = False
+        self._noted = False
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that was noted."""
+        if self._noted:
+            raise KeyboardInterrupt
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signal's handler."""
+        self.torn = self._noted
+        if self.torn:
+            raise KeyboardInterrupt
+        self._noted = True
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Interrupts]:
+    """A context in which Ctrl-C waits; outside the main thread, where Python allows no handlers, it changes nothing."""
+    interrupts = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.signal(signal.SIGINT, interrupts.note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)

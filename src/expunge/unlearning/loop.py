@@ -1,0 +1,252 @@
+"""The one training loop: step, score, write, until the facts are forgotten or the budget is spent.
+
+Deterministic: dropout is off, and what a step does depends on its number and the weights alone; so a run that is cut
+anywhere and taken up again ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from expunge.data.collate import Encoder
+from expunge.data.example import Example
+from expunge.data.order import PairedOrder
+from expunge.errors import NonFiniteLoss
+from expunge.models.architecture import describe, readout, width
+from expunge.models.memory import peak_bytes
+from expunge.models.scores import Scores, score_items, summarise
+from expunge.progress import Progress, Silent
+from expunge.request import Request
+from expunge.unlearning.arguments import UnlearnArguments
+from expunge.unlearning.batches import StepBatches
+from expunge.unlearning.identity import identity
+from expunge.unlearning.interrupts import deferred_interrupts
+from expunge.unlearning.methods import Method, build_method
+from expunge.unlearning.metrics import StepMetrics
+from expunge.unlearning.parametrizations.base import Trained
+from expunge.unlearning.processes import Processes, join_processes
+from expunge.unlearning.session import Keeper, Session
+from expunge.unlearning.start import StartCache, cache_start
+from expunge.unlearning.step import Stepper, adamw
+from expunge.unlearning.stopping import StopReason, StopRule
+from expunge.unlearning.transforms.base import BoundTransform, Site
+
+TASK = "unlearn"
+
+
+@dataclass(frozen=True, slots=True)
+class UnlearnResult:
+    """What a run did.
+
+    Args:
+        steps: optimizer steps made.
+        stop_reason: why it ended.
+        history: one entry for the untouched model, then one per step.
+        seconds: wall time of the loop, the earlier parts of a resumed run included.
+        peak_bytes: the most memory that the process has held.
+        final: scores of the forget items after the last step: of those with options, if any has.
+    """
+
+    steps: int
+    stop_reason: StopReason
+    history: tuple[StepMetrics, ...]
+    seconds: float
+    peak_bytes: int
+    final: Scores
+
+
+def unlearn(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    request: Request,
+    method: Method | str = "graddiff",
+    arguments: UnlearnArguments | None = None,
+    *,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> UnlearnResult:
+    """Take `request.forget` out of `model`, in place, until it is forgotten or the budget is spent.
+
+    With an `output` folder, `metrics.jsonl` and `checkpoints` are kept there, and a run cut short (Ctrl-C, a kill, a
+    full disk) goes on from its newest checkpoint when called again with the same model and arguments. The checkpoints
+    stay until the caller, who has saved the model, deletes them. However the run ends, the model is an ordinary one
+    again, with the weights of the last good step.
+
+    Raises:
+        InputError: method, data or model do not go together, or the output holds another run's checkpoints.
+        NonFiniteLoss: the loss, its gradient or the model's answers became NaN or infinite.
+        ResourceError: the disk is full.
+    """
+    return train(
+        model,
+        encoder,
+        request.forget,
+        request.retain,
+        build_method(method) if isinstance(method, str) else method,
+        arguments or UnlearnArguments(),
+        output=output,
+        progress=progress or Silent(),
+    )
+
+
+def train(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    method: Method,
+    arguments: UnlearnArguments,
+    *,
+    output: Path | None,
+    progress: Progress,
+) -> UnlearnResult:
+    """As `unlearn`, on examples. Without a forget example nothing is done, whatever there is to retain."""
+    if not forget:
+        nothing = Scores(math.nan, math.nan, math.nan, math.nan, 0)
+        return UnlearnResult(0, StopReason.NOTHING_TO_FORGET, (), 0.0, peak_bytes(), nothing)
+    processes, device = join_processes()
+    if processes.world > 1:
+        model.to(device)  # type: ignore[arg-type]
+    model.train(False)
+    batches = _batches(model, encoder, forget, retain, method, arguments, processes)
+    # Everything about the untouched model comes first: a checkpoint may be about to replace its weights.
+    start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
+    name = identity(method, arguments, batches, model) if output else {}
+    trained = method.parametrization.bind(model, arguments.seed)
+    try:
+        stepper = _stepper(model, trained, method, batches, start, arguments)
+        session = Session(trained.parameters, stepper.optimizer, stepper.transforms)
+        history = session.resume(output, name) if output else []
+        keeper = Keeper(session, output if processes.main else None, name, arguments, history)
+        graded = tuple(example for example in forget if example.options)
+        rule = StopRule.of(arguments, graded, width(start.read.head))
+        return _Loop(stepper, rule, keeper, partial(_scores, model, encoder, graded or forget), progress, history).run()
+    finally:
+        trained.fold()
+
+
+class _Loop:
+    """Steps until the rule says stop; `history` is what an earlier part of the run has measured."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        rule: StopRule,
+        keeper: Keeper,
+        score: Callable[[], Scores],
+        progress: Progress,
+        history: list[StepMetrics],
+    ) -> None:
+        self._stepper, self._rule, self._keeper, self._score = stepper, rule, keeper, score
+        self._progress, self._history = progress, history
+        self._scores: Scores | None = None
+        self._begin = time.monotonic() - (history[-1].seconds if history else 0.0)
+
+    def run(self) -> UnlearnResult:
+        """The result, once the run has ended."""
+        self._progress.start(TASK, self._stepper.arguments.max_steps)
+        try:
+            reason = self._until_stopped()
+        finally:
+            self._progress.finish(TASK)
+        last, final = self._history[-1], self._scores or self._score()
+        return UnlearnResult(last.step, reason, tuple(self._history), last.seconds, peak_bytes(), final)
+
+    def _until_stopped(self) -> StopReason:
+        with deferred_interrupts() as interrupts:
+            try:
+                if self._history:
+                    self._progress.advance(TASK, self._history[-1].step)
+                else:
+                    self._note(StepMetrics(0, 0.0))
+                while (reason := self._rule.reason(self._history)) is None:
+                    self._note(self._stepper.step(self._history[-1].step))
+                    self._advance()
+                    interrupts.check()
+            except KeyboardInterrupt:
+                if self._history and not interrupts.torn:
+                    self._keeper.save(self._history)
+                raise
+        return reason
+
+    def _note(self, metrics: StepMetrics) -> None:
+        """Score if it is time to, and make `metrics` the last line of the history."""
+        arguments = self._stepper.arguments
+        self._scores = None
+        if metrics.step % arguments.eval_steps == 0 or metrics.step == arguments.max_steps:
+            self._scores = self._score()
+            metrics = replace(
+                metrics,
+                forget_accuracy=self._scores.accuracy,
+                forget_log_odds=None if math.isnan(self._scores.log_odds) else self._scores.log_odds,
+                forget_probability=self._scores.probability,
+            )
+        self._history.append(replace(metrics, seconds=self._seconds()))
+        self._keeper.note(self._history)
+
+    def _seconds(self) -> float:
+        """Time since the start, the main process's on all of them, as it may end the run."""
+        processes = self._stepper.batches.processes
+        mine = (time.monotonic() - self._begin) if processes.main else 0.0
+        return float(processes.sum(torch.tensor(mine, dtype=torch.float64, device=self._stepper.batches.device)))
+
+    def _advance(self) -> None:
+        last = self._history[-1]
+        shown = {"loss": last.loss, "accuracy": last.forget_accuracy, "log_odds": last.forget_log_odds}
+        self._progress.advance(TASK, 1, **{name: value for name, value in shown.items() if value is not None})
+
+
+def _batches(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    method: Method,
+    arguments: UnlearnArguments,
+    processes: Processes,
+) -> StepBatches:
+    """The encoded items in the order of the run; no retain items where the objective uses none."""
+    used = retain if method.objective.uses_retain else ()
+    per_forward = arguments.per_device_train_batch_size
+    size = per_forward * arguments.gradient_accumulation_steps * processes.world
+    order = PairedOrder(len(forget), len(used), size, arguments.seed)
+    gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))
+    return StepBatches(gone, kept, order, per_forward, encoder.pad_id, processes, model.device)
+
+
+def _stepper(
+    model: PreTrainedModel,
+    trained: Trained,
+    method: Method,
+    batches: StepBatches,
+    start: StartCache,
+    arguments: UnlearnArguments,
+) -> Stepper:
+    """The machine that makes steps, its transforms bound to what is trained."""
+    transforms: list[BoundTransform] = []
+    if method.transforms:
+        processes = batches.processes
+        site = Site(model, describe(model), trained.parameters, processes.sum, processes.world)
+        transforms = [transform.bind(site) for transform in method.transforms]
+    optimizer = adamw(trained.parameters, arguments)
+    return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
+
+
+def _scores(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> Scores:
+    """The means over `examples`, which every process scores in full: so all of them stop in the same step.
+
+    Raises:
+        NonFiniteLoss: the model gives NaN.
+    """
+    scores = summarise(score_items(model, encoder, examples))
+    if math.isnan(scores.probability):
+        raise NonFiniteLoss("The model's answers to the forget items became NaN.", fix="Lower the learning rate.")
+    return scores

@@ -1,0 +1,98 @@
+"""What is minimised: `Objective`, and what goes in and comes out of one.
+
+    loss = forget_weight * L_f + retain_weight * L_r
+
+A step may be cut into micro-batches and spread over processes. Every loss is therefore divided by the counts of the
+*whole* step (`Totals`), so that the parts add up to the loss of the undivided batch whatever the cut.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expunge.errors import InputError
+
+if TYPE_CHECKING:
+    from expunge.models.answers import Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts over the whole step: all its micro-batches, on all processes."""
+
+    forget_tokens: int
+    forget_items: int
+    retain_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A micro-batch's share of the loss, with its graph, and of its two parts before they are weighted."""
+
+    loss: Float[Tensor, ""]
+    forget: Float[Tensor, ""]
+    retain: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, slots=True)
+class StartValues:
+    """What the model said about the rows of a micro-batch before training, as far as the objective asks for it.
+
+    Args:
+        forget: log P of each forget answer, or None.
+        retain_logits: logits at the answer tokens of the retain rows, or None.
+        logits: the way of the model in training from `Answers.hidden` to its logits.
+    """
+
+    forget: Float[Tensor, " items"] | None
+    retain_logits: Float[Tensor, "tokens vocabulary"] | None
+    logits: Callable[[Tensor], Tensor]
+
+
+class Objective(ABC):
+    """A loss on the answers of forget and retain rows.
+
+    A subclass is a frozen dataclass of its settings. It must reach the forget rows through `forget.sequence` alone if
+    the attribution penalty is to work with it.
+    """
+
+    uses_retain: ClassVar[bool] = True
+    """Whether retain rows are forwarded at all."""
+    uses_forget_start: ClassVar[bool] = False
+    """Whether `start.forget` is wanted."""
+    uses_retain_start: ClassVar[bool] = False
+    """Whether `start.retain_logits` is wanted."""
+
+    @abstractmethod
+    def __call__(self, forget: Answers, retain: Answers | None, totals: Totals, start: StartValues) -> Terms:
+        """The share of the loss of these rows; `retain` is None where there are no retain rows."""
+
+
+def cross_entropy(sequence: Float[Tensor, " items"], tokens: int) -> Float[Tensor, ""]:
+    """Mean NLL per answer token, from log P of whole answers and the number of tokens to divide by."""
+    return -sequence.sum() / max(tokens, 1)
+
+
+def retain_cross_entropy(retain: Answers | None, totals: Totals) -> Float[Tensor, ""]:
+    """CE on the retain answers, or 0 where there are none."""
+    return torch.zeros(()) if retain is None else cross_entropy(retain.sequence, totals.retain_tokens)
+
+
+def weighted(forget: Tensor, retain: Tensor, forget_weight: float, retain_weight: float) -> Terms:
+    """`forget_weight * forget + retain_weight * retain`, and the two beside it."""
+    retain = retain.to(forget.device)
+    return Terms(forget_weight * forget + retain_weight * retain, forget.detach(), retain.detach())
+
+
+def require_weights(**weights: float) -> None:
+    """InputError for a weight that is not a finite number >= 0."""
+    for name, value in weights.items():
+        if not 0 <= value < float("inf"):
+            raise InputError("A weight must be a finite number of at least 0.", f"{name}={value}")

@@ -1,0 +1,49 @@
+"""Which numbers may move: `Parametrization` -> `Trained`, which folds back into an ordinary model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from expunge.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Parametrization(ABC):
+    """A small frozen description of what is trained; `bind` makes a model ready for it."""
+
+    @abstractmethod
+    def bind(self, model: PreTrainedModel, seed: int) -> Trained:
+        """The trained parameters of `model`, new ones drawn with `seed`; InputError where that cannot be."""
+
+
+class Trained:
+    """The trained parameters of a model, until `fold`; all others stand still.
+
+    Args:
+        model: the model, new parameters included.
+        names: of the trained parameters, as in `model.named_parameters()`.
+        merge: makes an ordinary model of it again.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], merge: Callable[[], None] = lambda: None) -> None:
+        chosen = set(names)
+        self.parameters = {name: p for name, p in model.named_parameters() if name in chosen}
+        if not self.parameters:
+            raise InputError("The parametrization trains nothing.", fix="Choose at least one parameter.")
+        self._merge = merge
+        self._before = [(p, p.requires_grad) for p in model.parameters()]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+
+    def fold(self) -> None:
+        """Put what was learned into the model's own weights, drop all gradients, and free what was held still."""
+        self._merge()
+        for parameter, required in self._before:
+            parameter.grad = None
+            parameter.requires_grad_(required)

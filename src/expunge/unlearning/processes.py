@@ -1,0 +1,35 @@
+"""The processes that share a run: each takes its rows of every step, and sums go over all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """This process among `world` of them, numbered from 0; 0 is the one that writes."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor`, turned in place into its sum over all processes."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+
+def join_processes() -> tuple[Processes, torch.device]:
+    """This process as `accelerate launch` has set it up, a single one otherwise, and the device it is to use."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    return Processes(state.process_index, state.num_processes), state.device
