@@ -1,4 +1,4 @@
-"""Records that look like real ones, made without a model: capitals forgotten by a method that hides or one that erases."""
+"""Records that look like real ones, made without a model: capitals forgotten by methods that hide or erase."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def make_record(name: str = "graddiff") -> Record:
         verdict_details=VerdictDetails(
             reasons=(
                 "The model no longer prefers the 24 capitals: accuracy 0.25, chance 0.33.",
-                f"The strongest attack, relearn-harmful, brings back {percent} of the log-odds on facts it did not see.",
+                f"The strongest attack, relearn-harmful, brings back {percent} of the log-odds of unseen facts.",
                 "Facts that had to stay lost less than two points of accuracy.",
             ),
             strongest_attack="relearn-harmful",
@@ -256,10 +256,14 @@ def make_record(name: str = "graddiff") -> Record:
         ),
         training=Training(
             history=tuple(
-                TrainingPoint(step=s, accuracy=score(2.3 - 2.7 * s / steps, 24, 0.1).accuracy,
-                              log_odds=2.3 - 2.7 * s / steps, loss=0.4 - 0.06 * s)
+                TrainingPoint(
+                    step=s,
+                    accuracy=score(2.3 - 2.7 * s / steps, 24, 0.1).accuracy,
+                    log_odds=2.3 - 2.7 * s / steps,
+                    loss=0.4 - 0.06 * s,
+                )
                 for s in range(0, steps + 1, 3)
-            ),  # fmt: skip
+            ),
             stop_reason="forget accuracy reached chance",
         ),
         recipe=RecipePart(

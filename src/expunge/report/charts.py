@@ -1,0 +1,290 @@
+"""The report's charts: each takes parts of a record and the limits shared by all records, and gives a figure.
+
+The grammar is the same in all: ink before, blue after unlearning, orange after an attack, dashes for chance, a diamond for
+the control. Series are named where they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from expunge.report.canvas import FONT, SMALL, WIDTH, sheet
+from expunge.report.record import AttackControl, CurvePoint, Influence, LogitLens, Score, Training
+from expunge.report.theme import HEAT, LEVELS, STAND_IN
+from expunge.report.words import number, percent, plain
+
+INK, MUTED, CHANCE = STAND_IN["ink"], STAND_IN["muted"], STAND_IN["chance"]
+BEFORE, AFTER, ATTACK = STAND_IN["before"], STAND_IN["after"], STAND_IN["attack"]
+RATES = (ATTACK, STAND_IN["attack2"], STAND_IN["attack3"])
+ROW = 17.0
+DASH = (0, (3, 2.5))
+
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One level with its bounds; `role` is before, after or attack; `control` is what the control reaches."""
+
+    name: str
+    role: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    control: float | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One test group before and after, and what a guess scores; a head row has a name only."""
+
+    name: str
+    before: float | None = None
+    after: float | None = None
+    chance: float = 0.0
+
+
+def padded(values: Sequence[float], share: float = 0.06) -> Limits:
+    """Limits that hold all `values` and zero, with some air."""
+    low, high = min([0.0, *values]), max([0.0, *values])
+    air = share * ((high - low) or 1.0)
+    return low - air * (low < 0), high + air
+
+
+def gutter(names: Sequence[str]) -> float:
+    """Points that row labels need: the measuring font is wide, so this errs to the safe side."""
+    return min(112.0, 12 + 4.5 * max(map(len, names), default=0))
+
+
+def levels(bars: Sequence[Bar], limits: Limits, guess: float, guess_name: str, show: Callable[[float], str]) -> Figure:
+    """Horizontal bars from `guess`' side of zero, whiskers, the guess line, and the control's diamonds."""
+    height = ROW * len(bars) + 34
+    figure, (axes,) = sheet(height, (gutter([b.name for b in bars]), 18, WIDTH - 38, height - 16))
+    colour = {"before": BEFORE, "after": AFTER, "attack": ATTACK}
+    for i, bar in enumerate(bars):
+        axes.barh(i, bar.value, height=0.56, color=colour[bar.role], linewidth=0)
+        if bar.low is not None and bar.high is not None:
+            axes.plot([bar.low, bar.high], [i, i], color=INK, linewidth=1.0, solid_capstyle="butt")
+            axes.plot([bar.low, bar.high], [i, i], color=INK, marker="|", markersize=4.5, linestyle="none")
+        if bar.control is not None:
+            axes.plot([bar.control], [i], marker="D", markersize=5, color=STAND_IN["surface"], markeredgecolor=INK)
+        axes.annotate(show(bar.value), (1, i), (34, 0), ("axes fraction", "data"), "offset points",
+                      ha="right", va="center", color=colour[bar.role], weight="bold")  # fmt: skip
+    axes.axvline(guess, color=CHANCE, linewidth=1.2, linestyle=DASH)
+    if guess != 0:
+        axes.axvline(0, color=STAND_IN["line"], linewidth=1.0, zorder=0)
+    axes.annotate(guess_name, (guess, 1), (0, 5), ("data", "axes fraction"), "offset points",
+                  ha="center", color=MUTED, size=SMALL)  # fmt: skip
+    _rows(axes, [b.name for b in bars])
+    axes.set_xlim(limits)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else number(v)))
+    axes.grid(axis="x")
+    return figure
+
+
+def dots(pairs: Sequence[Pair], limits: Limits, show: Callable[[float], str]) -> Figure:
+    """Dumbbells from before (ring) to after (dot), a tick where a guess would be; heads split the rows."""
+    height = ROW * len(pairs) + 26
+    names = [p.name for p in pairs if p.before is not None]
+    figure, (axes,) = sheet(height, (gutter(names), 18, WIDTH - 38, height - 4))
+    for i, pair in enumerate(pairs):
+        if pair.before is None or pair.after is None:
+            axes.annotate(pair.name, (0, i), (4 - gutter(names), -1), ("axes fraction", "data"), "offset points",
+                          va="center", color=INK, weight="bold", size=SMALL)  # fmt: skip
+            continue
+        axes.plot([pair.chance] * 2, [i - 0.32, i + 0.32], color=CHANCE, linewidth=1.2, linestyle=(0, (2, 1.5)))
+        axes.plot([pair.before, pair.after], [i, i], color=STAND_IN["line"], linewidth=2.2, zorder=1)
+        axes.plot([pair.before], [i], marker="o", markersize=6.5, color=STAND_IN["surface"], markeredgecolor=BEFORE,
+                  markeredgewidth=1.5)  # fmt: skip
+        axes.plot([pair.after], [i], marker="o", markersize=6, color=AFTER, markeredgewidth=0)
+        axes.annotate(show(pair.after), (1, i), (34, 0), ("axes fraction", "data"), "offset points",
+                      ha="right", va="center", color=AFTER, weight="bold")  # fmt: skip
+    _rows(axes, [p.name if p.before is not None else "" for p in pairs])
+    axes.set_xlim(limits)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else number(v)))
+    axes.grid(axis="x")
+    return figure
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """Row labels from top to bottom, no box."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names, fontsize=FONT)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+
+
+def relearning(
+    curve: Sequence[CurvePoint], before: Score, control: AttackControl, chance: float, odds: Limits, steps: float
+) -> Figure:
+    """Log-odds above, accuracy below, against steps: one orange per learning rate, mean and range over seeds."""
+    figure, (upper, lower) = sheet(196, (30, 86, WIDTH - 34, 188), (30, 24, WIDTH - 34, 74))
+    rates = sorted({p.learning_rate for p in curve}, reverse=True)
+    ends: list[tuple[float, str, str]] = []
+    for i, rate in enumerate(rates):
+        colour = RATES[min(i, len(RATES) - 1)]
+        mine = [p for p in curve if p.learning_rate == rate]
+        last = _band(upper, [(p.step, p.log_odds) for p in mine], colour)
+        _band(lower, [(p.step, p.accuracy) for p in mine], colour)
+        ends.append((last, f"{rate:.0e}".replace("e-0", "e-").replace("-", "−"), colour))
+    _name_ends(upper, ends, odds, 102)
+    if control.curve:
+        _mean_line(upper, [(p.step, p.log_odds) for p in control.curve])
+        _mean_line(lower, [(p.step, p.accuracy) for p in control.curve])
+    _reference(upper, before.log_odds, "before unlearning", BEFORE)
+    _reference(
+        upper, 0.0 if control.curve else control.log_odds, "no preference" if control.curve else "control", CHANCE
+    )
+    _reference(lower, before.accuracy, "", BEFORE)
+    _reference(lower, chance, "chance", CHANCE)
+    _finish_pair(upper, lower, odds, steps)
+    return figure
+
+
+def unlearning(training: Training, before: Score, odds: Limits, steps: float) -> Figure:
+    """The way down: forget log-odds above, accuracy below, against the steps of the unlearning loop."""
+    figure, (upper, lower) = sheet(196, (30, 86, WIDTH - 34, 188), (30, 24, WIDTH - 34, 74))
+    history = training.history
+    upper.plot([p.step for p in history], [p.log_odds for p in history], color=AFTER, marker="o", markersize=3)
+    lower.plot([p.step for p in history], [p.accuracy for p in history], color=AFTER, marker="o", markersize=3)
+    _name_ends(upper, [(history[-1].log_odds, "forget", AFTER)], odds, 102)
+    _reference(upper, before.log_odds, "before unlearning", BEFORE)
+    _reference(upper, 0.0, "no preference", CHANCE)
+    _reference(lower, before.accuracy, "", BEFORE)
+    _reference(lower, before.chance, "chance", CHANCE)
+    _finish_pair(upper, lower, odds, steps)
+    return figure
+
+
+def _finish_pair(upper: Axes, lower: Axes, odds: Limits, steps: float) -> None:
+    """Common limits and labels of a log-odds panel above an accuracy panel."""
+    upper.set_ylim(odds)
+    upper.set_xticklabels([])
+    lower.set_ylim(-0.04, 1.08)
+    lower.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
+    lower.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    upper.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    lower.set_xlabel("steps", labelpad=1)
+    for axes, name in ((upper, "log-odds"), (lower, "accuracy")):
+        axes.set_xlim(0, steps)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.annotate(name, (0, 1), (-26, 3), "axes fraction", "offset points", size=SMALL, color=MUTED)
+
+
+def _means(points: Sequence[tuple[int, float]]) -> list[tuple[int, list[float]]]:
+    """Values at each step, in order of steps."""
+    ordered = sorted(points)
+    return [(step, [value for _, value in group]) for step, group in groupby(ordered, key=lambda p: p[0])]
+
+
+def _band(axes: Axes, points: Sequence[tuple[int, float]], colour: str) -> float:
+    """The mean over seeds as a line and their range as a band; the mean's last value."""
+    table = _means(points)
+    steps = [step for step, _ in table]
+    mean = [sum(values) / len(values) for _, values in table]
+    low, high = [min(values) for _, values in table], [max(values) for _, values in table]
+    axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(steps, mean, color=colour)
+    return mean[-1]
+
+
+def _mean_line(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
+    """The control's mean, dashed."""
+    table = _means(points)
+    axes.plot([s for s, _ in table], [sum(v) / len(v) for _, v in table], color=CHANCE, linestyle=DASH)
+
+
+def _reference(axes: Axes, level: float, name: str, colour: str) -> None:
+    """A level across the panel, named above its left end."""
+    solid = colour == BEFORE
+    axes.axhline(level, color=colour, linewidth=1.2, linestyle="-" if solid else DASH, zorder=1)
+    axes.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", size=SMALL,
+                  color=INK if solid else MUTED)  # fmt: skip
+
+
+def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], limits: Limits, points: float) -> None:
+    """Names right of the panel at the height of their lines' ends, pushed apart where they would touch."""
+    scale = points / (limits[1] - limits[0])
+    heights = spread([(value - limits[0]) * scale for value, _, _ in ends], gap=SMALL + 1.5)
+    for height, (_, name, colour) in zip(heights, ends, strict=True):
+        axes.annotate(name, (1, 0), (4, height), "axes fraction", "offset points", va="center", size=SMALL,
+                      color=colour, annotation_clip=False)  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """`heights` moved up as little as needed so that no two are closer than `gap`; the order is kept."""
+    moved = list(heights)
+    order = sorted(range(len(moved)), key=moved.__getitem__)
+    for lower, upper in zip(order, order[1:], strict=False):
+        moved[upper] = max(moved[upper], moved[lower] + gap)
+    return moved
+
+
+def cumulative(influence: Influence, top: float) -> Figure:
+    """Sums of the top m D+ (erased, blue) and D- (hidden, orange) against m, with a mark at m = 100."""
+    figure, (axes,) = sheet(160, (30, 26, WIDTH - 56, 146))
+    lines = ((influence.curve_plus, "erased", AFTER), (influence.curve_minus, "hidden", ATTACK))
+    limits = (0.0, top * 1.05)
+    for values, _, colour in lines:
+        axes.plot(influence.curve_m, values, color=colour)
+    ends = [(values[-1], name, colour) for values, name, colour in lines]
+    axes.set_xscale("log")
+    axes.set_xlim(max(1, influence.curve_m[0]), influence.curve_m[-1])
+    axes.set_ylim(limits)
+    axes.axvline(100, color=CHANCE, linewidth=1.0, linestyle=DASH, zorder=0)
+    axes.annotate("m = 100", (100, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", size=SMALL,
+                  color=MUTED)  # fmt: skip
+    _name_ends(axes, ends, limits, 120)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, 2)))
+    axes.set_xlabel("neurons counted, m", labelpad=1)
+    axes.grid(axis="y")
+    return figure
+
+
+def heat(grid: Sequence[Sequence[float]], modules: Sequence[str], top: float) -> Figure:
+    """Modules by layers in equal steps of one ramp from 0 to `top`."""
+    layers = len(grid[0]) if grid else 0
+    height = 13.0 * len(modules) + 28
+    figure, (axes,) = sheet(height, (28, 24, WIDTH - 4, height - 4))
+    norm = BoundaryNorm([top * i / LEVELS for i in range(LEVELS + 1)], LEVELS, clip=True)
+    axes.pcolormesh(grid, cmap=ListedColormap(HEAT), norm=norm, edgecolors=STAND_IN["surface"], linewidth=0.6)
+    axes.invert_yaxis()
+    axes.set_yticks([i + 0.5 for i in range(len(modules))], [plain(m) for m in modules])
+    step = max(1, round(layers / 6 / 5) * 5)
+    axes.set_xticks([i + 0.5 for i in range(0, layers, step)], [str(i) for i in range(0, layers, step)])
+    axes.set_xlabel("layer", labelpad=1)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def lens(logit_lens: LogitLens) -> Figure:
+    """Accuracy per layer before and after, with the line of a coin at one half."""
+    figure, (axes,) = sheet(150, (32, 26, WIDTH - 40, 142))
+    lines = ((logit_lens.before, "before", BEFORE), (logit_lens.after, "after", AFTER))
+    for values, _, colour in lines:
+        axes.plot(range(len(values)), values, color=colour)
+    _name_ends(axes, [(v[-1], name, colour) for v, name, colour in lines if v], (0.0, 1.04), 116)
+    _reference(axes, 0.5, "", CHANCE)
+    axes.annotate("chance", (0, 0.5), (3, 3), ("axes fraction", "data"), "offset points", size=SMALL, color=MUTED)
+    axes.set_xlim(0, max(1, len(logit_lens.before) - 1))
+    axes.set_ylim(0, 1.04)
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("layer", labelpad=1)
+    axes.grid(axis="y")
+    return figure

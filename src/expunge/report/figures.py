@@ -1,0 +1,227 @@
+"""From records to panels: which chart is drawn of what, with limits shared by all records so that methods compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from expunge.report import charts
+from expunge.report.canvas import to_svg
+from expunge.report.charts import Bar, Limits, Pair
+from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Record, Score
+from expunge.report.words import number, percent, plain, signed
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart under its heading."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A record and the short name that tells it from the others on the page."""
+
+    label: str
+    record: Record
+
+
+def labelled(records: Sequence[Record]) -> tuple[Labelled, ...]:
+    """Records with their method as label, and the run's name or place where methods repeat."""
+    methods = [_method(r) for r in records]
+    runs = [f"{method} · {plain(r.name)}" for method, r in zip(methods, records, strict=True)]
+    numbered = [f"{method} ({i})" for i, method in enumerate(methods, 1)]
+    names = next(n for n in (methods, runs, numbered) if len(set(n)) == len(records))
+    return tuple(Labelled(name, record) for name, record in zip(names, records, strict=True))
+
+
+def _method(record: Record) -> str:
+    """The catalogue's name of the method, and the transform where it is not part of that name."""
+    recipe = record.recipe
+    return plain(recipe.method) or "unnamed method"
+
+
+def level_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """Log-odds, then accuracy, of the forget facts: before, after, after each attack."""
+    odds, share = odds_limits([r.record for r in runs]), (0.0, 1.0)
+    panels = []
+    for metric, limits, show in (("log_odds", odds, signed), ("accuracy", share, percent)):
+        for i, run in enumerate(runs):
+            bars = _bars(run.record, metric)
+            guess = 0.0 if metric == "log_odds" else run.record.scores.forget.before.chance
+            name = "no preference" if metric == "log_odds" else "chance"
+            noun = metric.replace("_", "-")
+            words = "; ".join(f"{bar.name} {show(bar.value)}" for bar in bars)
+            figure = charts.levels(bars, limits, guess, name, show)
+            label = f"{run.label}, {noun} of the facts to forget: {words}"
+            panels.append(Panel(f"{run.label}: {noun}", to_svg(figure, f"{metric}{i}", label)))
+    return panels
+
+
+def _bars(record: Record, metric: str) -> list[Bar]:
+    """Levels of one metric; the control is drawn only where a control model was measured."""
+    forget = record.scores.forget
+    bars = [_bar("before", "before", forget.before, metric), _bar("after", "after", forget.after, metric)]
+    measured = record.control.kind == GOLD_MODEL
+    for attack in record.attacks:
+        control = (attack.control.log_odds if metric == "log_odds" else attack.control.accuracy) if measured else None
+        bars.append(_bar(plain(attack.name), "attack", attack, metric, control))
+    return bars
+
+
+def _bar(name: str, role: str, of: Score | Attack, metric: str, control: float | None = None) -> Bar:
+    """One level of `metric` with its bounds."""
+    if metric == "log_odds":
+        return Bar(name, role, of.log_odds, of.log_odds_low, of.log_odds_high, control)
+    return Bar(name, role, of.accuracy, of.accuracy_low, of.accuracy_high, control)
+
+
+def odds_limits(records: Sequence[Record]) -> Limits:
+    """Limits of log-odds that hold every level, bound and curve of all records."""
+    values: list[float | None] = []
+    for record in records:
+        for score in (record.scores.forget.before, record.scores.forget.after, *record.attacks):
+            values += [score.log_odds, score.log_odds_low, score.log_odds_high]
+        values += [p.log_odds for p in record.training.history]
+        for attack in record.attacks:
+            values += [attack.control.log_odds, *(p.log_odds for p in (*attack.curve, *attack.control.curve))]
+    return charts.padded([v for v in values if v is not None])
+
+
+def curve_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """The way down, then one panel per attack with a curve; the runs side by side."""
+    odds = odds_limits([r.record for r in runs])
+    down = [(i, run) for i, run in enumerate(runs) if run.record.training.history]
+    steps = max((p.step for _, run in down for p in run.record.training.history), default=1)
+    panels = []
+    for i, run in down:
+        training, before = run.record.training, run.record.scores.forget.before
+        label = f"{run.label}, unlearning: forget log-odds from {signed(training.history[0].log_odds)} to "
+        label += f"{signed(training.history[-1].log_odds)} in {training.history[-1].step} steps"
+        figure = charts.unlearning(training, before, odds, steps)
+        panels.append(Panel(f"{run.label}: unlearning", to_svg(figure, f"down{i}", label)))
+    for k, name in enumerate(dict.fromkeys(a.name for run in runs for a in run.record.attacks if a.curve)):
+        panels += _attack_panels(runs, name, f"up{k}", odds)
+    return panels
+
+
+def _attack_panels(runs: Sequence[Labelled], name: str, key: str, odds: Limits) -> list[Panel]:
+    """The relearning curves of the attack `name` for each run that has it."""
+    found = [(run, a) for run in runs for a in run.record.attacks if a.name == name and a.curve]
+    steps = max(p.step for _, attack in found for p in attack.curve)
+    panels = []
+    for i, (run, attack) in enumerate(found):
+        top = max(attack.curve, key=lambda p: p.log_odds)
+        label = f"{run.label}, {plain(name)}: log-odds from {signed(attack.start.log_odds)} to at most "
+        label += f"{signed(top.log_odds)} at step {top.step}, learning rate {top.learning_rate:g}"
+        before = run.record.scores.forget.before
+        figure = charts.relearning(attack.curve, before, attack.control, attack.chance, odds, max(1, steps))
+        panels.append(Panel(f"{run.label}: {plain(name)}", to_svg(figure, f"{key}-{i}", label)))
+    return panels
+
+
+def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """Cumulative D+ and D- per run, one vertical scale."""
+    found = [(run, run.record.influence) for run in runs if run.record.influence and run.record.influence.curve_m]
+    top = max((max(*i.curve_plus, *i.curve_minus) for _, i in found), default=0.0) or 1.0
+    return [
+        Panel(
+            f"{run.label}: influence, cumulative",
+            to_svg(
+                charts.cumulative(influence, top),
+                f"sum{i}",
+                f"{run.label}: at m = 100 erased {number(influence.erased)}, hidden {number(influence.hidden)}",
+            ),
+        )
+        for i, (run, influence) in enumerate(found)
+    ]
+
+
+def map_top(runs: Sequence[Labelled]) -> float:
+    """The largest value of any map: the end of the colour scale that all maps share."""
+    maps = [g for r in runs if r.record.influence for g in (r.record.influence.map_plus, r.record.influence.map_minus)]
+    return max((value for grid in maps for row in grid for value in row), default=0.0) or 1.0
+
+
+def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """D+ and D- by module and layer, all in one colour scale."""
+    panels = []
+    top = map_top(runs)
+    for i, run in enumerate(runs):
+        influence = run.record.influence
+        if influence is None or not influence.layers:
+            continue
+        for sign, name, grid in (
+            ("plus", "erased, D+", influence.map_plus),
+            ("minus", "hidden, D−", influence.map_minus),
+        ):
+            value, module, layer = max(
+                (v, m, k) for m, row in zip(influence.modules, grid, strict=True) for k, v in enumerate(row)
+            )
+            label = f"{run.label}, {name}: largest {number(value)} in {plain(module)} of layer {layer}"
+            svg = to_svg(charts.heat(grid, influence.modules, top), f"map{sign}{i}", label)
+            panels.append(Panel(f"{run.label}: {name}", svg))
+    return panels
+
+
+def lens_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """Logit lens per run."""
+    found = [(run, run.record.logit_lens) for run in runs]
+    return [
+        Panel(
+            f"{run.label}: logit lens",
+            to_svg(
+                charts.lens(lens),
+                f"lens{i}",
+                f"{run.label}: accuracy at the last layer before {percent(lens.before[-1])}, after {percent(lens.after[-1])}",
+            ),
+        )
+        for i, (run, lens) in enumerate(found)
+        if lens is not None and lens.before and lens.after
+    ]
+
+
+def group_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """Test groups, what should go above what should stay: log-odds, then accuracy."""
+    rows = {run.label: _groups(run.record) for run in runs}
+    scores = [s for groups in rows.values() for _, c in groups if c for s in (c.before, c.after)]
+    odds = charts.padded([s.log_odds for s in scores], 0.08)
+    panels = []
+    for metric, limits, show in (("log_odds", odds, signed), ("accuracy", (-0.02, 1.02), percent)):
+        for i, run in enumerate(runs):
+            pairs = [_pair(name, change, metric) for name, change in rows[run.label]]
+            noun = metric.replace("_", "-")
+            words = "; ".join(
+                f"{p.name} {show(p.before or 0)} to {show(p.after)}" for p in pairs if p.after is not None
+            )
+            svg = to_svg(charts.dots(pairs, limits, show), f"group{metric}{i}", f"{run.label}, {noun}: {words}")
+            panels.append(Panel(f"{run.label}: {noun}", svg))
+    return panels
+
+
+def _groups(record: Record) -> list[tuple[str, Change | None]]:
+    """Head rows (no change) and groups in reading order; sets without items are left out."""
+    groups = record.scores.groups
+    others = [name for name in sorted(groups) if name not in (*SHOULD_GO, *SHOULD_STAY)]
+    go = [("as trained", record.scores.forget), *((plain(n), groups[n]) for n in SHOULD_GO if n in groups)]
+    stay = [("retain", record.scores.retain), *((plain(n), groups[n]) for n in SHOULD_STAY if n in groups)]
+    if "held_out" not in groups:
+        stay.append(("test", record.scores.test))
+    rows: list[tuple[str, Change | None]] = []
+    for head, part in (("should go", go), ("should stay", stay), ("other", [(plain(n), groups[n]) for n in others])):
+        filled = [(name, change) for name, change in part if change.before.n and change.after.n]
+        rows += [(head, None), *filled] if filled else []
+    return rows
+
+
+def _pair(name: str, change: Change | None, metric: str) -> Pair:
+    """A row of the dot plot; a head where there is no change."""
+    if change is None:
+        return Pair(name)
+    if metric == "log_odds":
+        return Pair(name, change.before.log_odds, change.after.log_odds, 0.0)
+    return Pair(name, change.before.accuracy, change.after.accuracy, change.before.chance)
