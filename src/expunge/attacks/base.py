@@ -1,0 +1,148 @@
+"""What every attack gives back: the whole curve, its best point, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+from transformers import PreTrainedModel
+
+from expunge.attacks.budget import Budget
+from expunge.attacks.cells import Cells
+from expunge.data.collate import Encoder
+from expunge.models.scores import ItemScore, Scores
+from expunge.progress import Progress
+from expunge.request import Request
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """The score at one moment of one cell (learning rate, seed); step 0 is the model before the attack.
+
+    Args:
+        learning_rate: of the cell.
+        seed: of the cell.
+        step: optimizer steps taken.
+        examples_seen: training examples seen, repeats counted.
+        accuracy: over the scored items.
+        log_odds: mean over the scored items.
+        item_log_odds: of each scored item, in the order of `AttackResult.held_out_ids`.
+    """
+
+    learning_rate: float
+    seed: int
+    step: int
+    examples_seen: int
+    accuracy: float
+    log_odds: float
+    item_log_odds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """How much came back.
+
+    Args:
+        name: of the attack.
+        settings: of the attack, as plain JSON values.
+        curve: all points of all cells; every cell begins with step 0.
+        start: scores of the held-out items before the attack.
+        best: the point of the highest log-odds over grid and time (the first one where several tie).
+        best_accuracy: likewise for accuracy.
+        items: the items' scores at `best`.
+        trained_ids: what was trained on, in order.
+        held_out_ids: what was scored, in order; never trained on.
+        samples: greedy answer of each scored item at the end of the cell of `best`; untrusted text.
+        allowed: the most the attack could have spent.
+        spent: what it spent.
+        notes: choices that a reader has to know of, in words.
+        seconds: of all cells, those taken from the store included.
+        rho: correlation of the attributions before and after the attack (arXiv:2509.22263), where measured.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    curve: tuple[CurvePoint, ...]
+    start: Scores
+    best: CurvePoint
+    best_accuracy: CurvePoint
+    items: tuple[ItemScore, ...]
+    trained_ids: tuple[str, ...]
+    held_out_ids: tuple[str, ...]
+    samples: dict[str, str]
+    allowed: Budget
+    spent: Budget
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    rho: float | None = None
+
+    def first_reaching(self, log_odds: float) -> CurvePoint | None:
+        """The point with the fewest examples seen at which the mean log-odds is at least `log_odds`, or None."""
+        reached = [point for point in self.curve if point.log_odds >= log_odds]
+        return min(reached, key=lambda point: point.examples_seen, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON types; `from_json` gives an equal one."""
+        json: dict[str, Any] = _RESULT.dump_python(self, mode="json")
+        return json
+
+    @classmethod
+    def from_json(cls, json: dict[str, Any]) -> AttackResult:
+        """The result that `to_json` wrote.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        return _RESULT.validate_python(json)
+
+
+_RESULT: TypeAdapter[AttackResult] = TypeAdapter(AttackResult)
+
+
+class Attacked(NamedTuple, Generic[T]):
+    """An attack's result, and beside it what the probe saw in the attacked model."""
+
+    result: AttackResult
+    probed: T | None
+
+
+class Attack(Protocol):
+    """Tries to bring knowledge back and leaves the model bit-equal to what it was.
+
+    A frozen dataclass whose fields are the settings.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        request: Request,
+        *,
+        progress: Progress | None = None,
+        probe: Callable[[PreTrainedModel], T] | None = None,
+        cells: Cells | Path | None = None,
+        like: AttackResult | None = None,
+    ) -> Attacked[T]:
+        """The result, scored on items that were not trained on.
+
+        Args:
+            model: any causal LM; it comes back bit-equal.
+            encoder: the one the model was unlearned with.
+            request: what was to be forgotten, and the material of the attack.
+            progress: told of every step.
+            probe: called with the attacked model at the end of a cell that leads so far; the value of the cell with
+                the best log-odds is returned.
+            cells: where finished cells are kept (a folder or a mapping); an interrupted attack goes on from there.
+            like: attack with the split of that result, as a control must be.
+
+        Raises:
+            InputError: the request lacks what the attack needs.
+        """

@@ -1,0 +1,53 @@
+"""Every attack by name; the only place where names meet parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from expunge.attacks.base import Attack
+from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.errors import InputError, nearest
+
+ATTACKS: dict[str, Attack] = {
+    "relearn-harmful": RelearnHarmful(),
+    "relearn-related": RelearnRelated(),
+    "relearn-benign": RelearnBenign(),
+}
+
+
+def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
+    """The attack `name` with its own settings where `settings` does not say otherwise.
+
+    Raises:
+        InputError: an unknown attack or setting (with the nearest name), or a value of the wrong type or range.
+    """
+    if name not in ATTACKS:
+        raise InputError(f"There is no attack {name!r}.", "attacks", nearest(name, ATTACKS))
+    attack: Any = ATTACKS[name]
+    hints = get_type_hints(type(attack))
+    known = [field.name for field in fields(attack)]
+    for key in settings or {}:
+        if key not in known:
+            raise InputError(f"{name} has no setting {key!r}.", f"{name}.{key}", nearest(key, known))
+    values = {key: _typed(value, hints[key], f"{name}.{key}") for key, value in (settings or {}).items()}
+    changed: Attack = replace(attack, **values)
+    return changed
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as `hint` where nothing is lost: an int may stand for a float, a list or a single value for a tuple."""
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        value = [value]
+    adapter: TypeAdapter[Any] = TypeAdapter(hint)
+    try:
+        # Strictly, but by the rules of JSON, where a list is a tuple.
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError) as error:
+        faults = error.errors() if isinstance(error, ValidationError) else [{"msg": str(error)}]
+        what = "; ".join(dict.fromkeys(str(fault["msg"]) for fault in faults))
+        raise InputError(f"{what}, not {value!r}.", where, "Correct its value.") from error

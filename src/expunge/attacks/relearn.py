@@ -1,0 +1,265 @@
+"""Relearning: fine-tune the unlearned model on a little data and see whether the forgotten answers come back.
+
+One engine, three attacks that differ only by their data (arXiv:2509.22263, section 4; arXiv:2406.13356 for the benign
+one; arXiv:2410.08827 for the split into trained and held-out facts). Each cell (learning rate, seed) of the grid begins
+with the same weights and minimises the mean cross-entropy of the answer tokens,
+
+    L = - (1 / tokens) * sum_t log P(y_t | x, y_<t)         AdamW, constant learning rate, no decay, no clipping
+
+so that what happens in a step depends on nothing after it: a longer run begins with the shorter one, bit for bit, and
+the score, the maximum over grid and time, can only grow with the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from itertools import product
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import TypeAdapter
+from transformers import PreTrainedModel
+
+from expunge.attacks.base import Attacked, AttackResult, T
+from expunge.attacks.budget import Budget
+from expunge.attacks.cells import Cells, open_cells
+from expunge.attacks.sweep import Cell, Effort, Sweep, leader
+from expunge.attacks.weights import lent
+from expunge.data.collate import Encoder
+from expunge.data.example import Example
+from expunge.data.order import permutation
+from expunge.data.sources import read_examples
+from expunge.errors import InputError
+from expunge.models.scores import ItemScore, score_items, summarise
+from expunge.progress import Progress, Silent
+from expunge.request import Request
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an attack trains on and what it is scored on, disjoint, and what a reader must know of the choice."""
+
+    train: tuple[Example, ...]
+    scored: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Relearn(ABC):
+    """A sweep of fine-tuning runs over learning rates and seeds.
+
+    Args:
+        learning_rates: the grid.
+        seeds: of the order of the training examples.
+        max_steps: steps of every cell.
+        eval_every: score after every so many steps; divides `max_steps`, so that the last point is always scored and
+            a larger budget scores all points of a smaller one.
+        batch_size: examples per step.
+    """
+
+    learning_rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5)
+    seeds: tuple[int, ...] = (0,)
+    max_steps: int = 8
+    eval_every: int = 2
+    batch_size: int = 8
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
+            raise self._refusal("There must be at least one seed and one learning rate above 0.")
+        if min(self.max_steps, self.eval_every, self.batch_size) < 1 or self.max_steps % self.eval_every:
+            raise self._refusal("Steps and batch size must be at least 1, and max_steps a multiple of eval_every.")
+
+    @abstractmethod
+    def material(
+        self, encoder: Encoder, request: Request, before: Sequence[ItemScore], like: AttackResult | None
+    ) -> Material:
+        """What to train on and to score; `before` are the scores of the forget items, `like` as in `Attack.run`."""
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        encoder: Encoder,
+        request: Request,
+        *,
+        progress: Progress | None = None,
+        probe: Callable[[PreTrainedModel], T] | None = None,
+        cells: Cells | Path | None = None,
+        like: AttackResult | None = None,
+    ) -> Attacked[T]:
+        """See `Attack.run`."""
+        with lent(model) as weights:
+            before = score_items(model, encoder, request.forget)
+            chosen = self.material(encoder, request, before, like)
+            _require_scorable(self.name, chosen)
+            found = {item.id: item for item in before}
+            start = tuple(found[example.id] for example in chosen.scored)
+            effort = Effort(self.max_steps, self.eval_every, self.batch_size)
+            sweep = Sweep(
+                self.name, model, weights, encoder, chosen.train, chosen.scored, start, effort, progress or Silent()
+            )
+            grid = list(product(self.learning_rates, self.seeds))
+            finished, probed = sweep.run(grid, open_cells(cells), probe)
+        return Attacked(self._result(sweep, finished, chosen.notes), probed)
+
+    def _result(self, sweep: Sweep, cells: Sequence[Cell], notes: Sequence[str]) -> AttackResult:
+        curve = tuple(point for cell in cells for point in cell.curve)
+        best = leader(cells)
+        diverged = tuple(
+            f"Learning rate {cell.best.learning_rate:g}, seed {cell.best.seed}, diverged at step {cell.spent.steps}."
+            for cell in cells
+            if cell.curve[-1].step < self.max_steps
+        )
+        return AttackResult(
+            name=self.name,
+            settings=TypeAdapter(type(self)).dump_python(self, mode="json"),
+            curve=curve,
+            start=summarise(sweep.start),
+            best=best.best,
+            best_accuracy=max(curve, key=lambda point: point.accuracy),
+            items=best.items,
+            trained_ids=tuple(example.id for example in sweep.train),
+            held_out_ids=tuple(example.id for example in sweep.scored),
+            samples=best.samples,
+            allowed=sweep.allowance().times(len(cells)),
+            spent=sum((cell.spent for cell in cells), Budget()),
+            notes=(*notes, *diverged),
+            seconds=sum(cell.seconds for cell in cells),
+        )
+
+    def _refusal(self, what: str) -> InputError:
+        return InputError(what, f"{self.name}: {asdict(self)}", "Correct the settings of this attack.")
+
+
+@dataclass(frozen=True)
+class RelearnHarmful(Relearn):
+    """Train on a part of the forgotten facts themselves, score the disjoint rest.
+
+    Args:
+        fraction: of the pool that is trained on; at least one item is trained and one held out.
+        pool: "wrong" takes the forget items that the unlearned model answers wrongly (arXiv:2509.22263), unless there
+            are fewer than `least`; "all" takes every forget item.
+        least: see `pool`.
+        split_seed: of the choice of the part.
+    """
+
+    fraction: float = 0.3
+    pool: Literal["wrong", "all"] = "wrong"
+    least: int = 8
+    split_seed: int = 0
+
+    name: ClassVar[str] = "relearn-harmful"
+    summary: ClassVar[str] = "fine-tune on a part of the forgotten facts, score the disjoint rest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.fraction < 1:
+            raise self._refusal("fraction must lie between 0 and 1.")
+
+    def material(
+        self, encoder: Encoder, request: Request, before: Sequence[ItemScore], like: AttackResult | None
+    ) -> Material:
+        """A seeded part of the pool, and the rest of it; the split of `like` where given."""
+        if like is not None:
+            return _same_split(request, like)
+        pool, notes = self._pool(request, before)
+        if len(pool) < 2:
+            raise InputError(
+                "One forget item cannot be split.", self.name, "Give at least two, or leave this attack out."
+            )
+        part = min(max(1, round(self.fraction * len(pool))), len(pool) - 1)
+        order = permutation(len(pool), f"{self.split_seed}/relearn-harmful")
+        train, rest = order[:part], sorted(order[part:])
+        return Material(tuple(pool[i] for i in train), tuple(pool[i] for i in rest), notes)
+
+    def _pool(self, request: Request, before: Sequence[ItemScore]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+        if self.pool == "all":
+            return request.forget, ()
+        wrong = tuple(e for e, item in zip(request.forget, before, strict=True) if not item.correct)
+        if len(wrong) >= self.least:
+            return wrong, (f"The pool is the {len(wrong)} of {len(before)} forget items answered wrongly.",)
+        reason = f"Only {len(wrong)} of {len(before)} forget items are answered wrongly, so the pool is all of them."
+        return request.forget, (reason,)
+
+
+@dataclass(frozen=True)
+class RelearnRelated(Relearn):
+    """Train on facts of the same kind about other subjects, score all forgotten facts."""
+
+    name: ClassVar[str] = "relearn-related"
+    summary: ClassVar[str] = "fine-tune on facts of the same kind about others, score all forgotten facts"
+
+    def material(
+        self, encoder: Encoder, request: Request, before: Sequence[ItemScore], like: AttackResult | None
+    ) -> Material:
+        """The request's attack set, and all forget items."""
+        if not request.attack:
+            raise InputError(
+                "The request has no facts of the same kind about others, which relearn-related trains on.",
+                "attack",
+                "Give them with --attack FILE, or leave this attack out.",
+            )
+        return Material(request.attack, request.forget)
+
+
+@dataclass(frozen=True)
+class RelearnBenign(Relearn):
+    """Train on everyday instructions that have nothing to do with the forgotten facts, score all of these.
+
+    Args:
+        file: instructions in any form that `read_examples` takes; a small bundled set where absent.
+    """
+
+    file: str | None = None
+
+    name: ClassVar[str] = "relearn-benign"
+    summary: ClassVar[str] = "fine-tune on unrelated everyday instructions, score all forgotten facts"
+
+    def material(
+        self, encoder: Encoder, request: Request, before: Sequence[ItemScore], like: AttackResult | None
+    ) -> Material:
+        """The instructions, and all forget items."""
+        if self.file is not None:
+            return Material(read_examples(self.file, question=encoder.question), request.forget)
+        return Material(bundled_instructions(encoder), request.forget, ("The bundled instruction set was used.",))
+
+
+def bundled_instructions(encoder: Encoder) -> tuple[Example, ...]:
+    """The 96 instructions that come with the package, as prompts for `encoder`."""
+    with as_file(files("expunge.data") / "texts" / "instructions.jsonl") as path:
+        return read_examples(path, question=encoder.question)
+
+
+def _same_split(request: Request, like: AttackResult) -> Material:
+    """The forget items that `like` trained on and held out."""
+    by_id = {example.id: example for example in request.forget}
+    missing = [i for i in (*like.trained_ids, *like.held_out_ids) if i not in by_id]
+    if missing:
+        raise InputError("The other result is about another request.", missing[0], "Attack both with one request.")
+    train, scored = (tuple(by_id[i] for i in ids) for ids in (like.trained_ids, like.held_out_ids))
+    return Material(train, scored, ("The split is that of the attack on the unlearned model.",))
+
+
+def _require_scorable(name: str, chosen: Material) -> None:
+    """InputError unless every scored item has options and none of them is trained on."""
+    for example in chosen.scored:
+        if not example.options:
+            raise InputError(
+                "A scored item has no wrong options to be told from.",
+                f"{name}, {example.prompt[:60]!r}",
+                'Give each forget item "options".',
+            )
+    trained = {(example.prompt, example.answer) for example in chosen.train}
+    for example in chosen.scored:
+        if (example.prompt, example.answer) in trained:
+            raise InputError(
+                "The attack would train on an item that it is scored on.",
+                f"{name}, {example.prompt[:60]!r}",
+                "Remove it from the training material.",
+            )
