@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from conftest import make_tiny_model
 from expunge.audit.attribution import QUANTITIES, Attribution, attributions
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
@@ -115,6 +116,12 @@ def test_the_model_comes_back_as_it_was(
     assert {name: m.training for name, m in tiny_model.named_modules()} == training
     assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in tiny_model.named_parameters())
     assert not any(m._forward_hooks for m in tiny_model.modules())
+
+
+def test_dropout_does_not_draw(encoder: Encoder, uneven: tuple[Example, ...]) -> None:
+    model = make_tiny_model(attention_dropout=0.5)
+    at_rest = attributions(model, encoder, uneven)
+    assert_close(attributions(model.train(), encoder, uneven), at_rest)
 
 
 def test_a_failing_forward_leaves_no_hook_and_no_frozen_weight(

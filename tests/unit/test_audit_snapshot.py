@@ -116,7 +116,7 @@ def test_a_light_snapshot_is_the_scores_alone(
 def test_caps_draw_the_same_items_for_every_model(
     tiny_model: LlamaForCausalLM, encoder: Encoder, request_to_forget: Request
 ) -> None:
-    caps = Caps(retain=2, text=1, attribution=2)
+    caps = Caps(retain=2, attribution=2)
     first, second = (snapshot(m, encoder, request_to_forget, caps=caps) for m in (tiny_model, make_tiny_model(1)))
     for found in (first, second):
         assert len(found.retain) == 2 and len(found.forget) == 3
@@ -126,6 +126,20 @@ def test_caps_draw_the_same_items_for_every_model(
     assert caps.draw(whole, 10) == tuple(sorted(caps.draw(whole, 10))) == caps.draw(whole, 10)
     assert caps.draw(whole, 10) != replace(caps, seed=1).draw(whole, 10)
     assert caps.draw(whole, 100) == tuple(whole)
+
+
+def test_plain_text_is_cut_to_whole_passages(
+    tiny_model: LlamaForCausalLM, encoder: Encoder, request_to_forget: Request
+) -> None:
+    lengths = {text: len(encoder.encode_text(text).ids) for text in TEXT}
+    assert sorted(lengths.values()) == [6, 6, 7]
+    for most, number in ((1, 1), (11, 1), (13, 2), (18, 2), (19, 3)):
+        drawn = Caps(text_tokens=most).draw_texts(encoder, TEXT)
+        assert len(drawn) == number and list(drawn) == [text for text in TEXT if text in drawn]
+    assert len({Caps(text_tokens=1, seed=seed).draw_texts(encoder, TEXT) for seed in range(9)}) == 3
+    found = snapshot(tiny_model, encoder, request_to_forget, caps=Caps(text_tokens=1))
+    (only,) = Caps(text_tokens=1).draw_texts(encoder, TEXT)
+    assert found.text is not None and found.text.tokens == lengths[only] - 1
 
 
 @pytest.mark.parametrize("light", [True, False])

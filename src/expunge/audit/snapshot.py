@@ -12,12 +12,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.logit_lens import logit_lens
-from expunge.audit.rouge import rouge_l_recall
+from expunge.audit.memorization import recalls
 from expunge.models.answers import Reference, TextStatistics, cache_text, text_statistics
 from expunge.models.architecture import FAMILIES
 from expunge.models.scores import ItemScore, Scores, greedy, score_items, summarise
@@ -38,10 +39,18 @@ TASK = "measuring"
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """The most that a snapshot measures of each kind; what exceeds it is drawn by `seed`, the same for every model."""
+    """The most that a snapshot measures of each kind; what exceeds it is drawn by `seed`, the same for every model.
+
+    Args:
+        retain: examples.
+        text_tokens: tokens of plain text, in whole passages; one passage is always measured.
+        attribution: forget examples.
+        new_tokens: of each greedy answer.
+        seed: of the draws, and of the logit lens.
+    """
 
     retain: int = 64
-    text: int = 16
+    text_tokens: int = 2048
     attribution: int = 64
     new_tokens: int = 16
     seed: int = 0
@@ -51,6 +60,13 @@ class Caps:
         if len(items) <= most:
             return tuple(items)
         return tuple(items[i] for i in sorted(random.Random(self.seed).sample(range(len(items)), most)))
+
+    def draw_texts(self, encoder: Encoder, texts: Sequence[str]) -> tuple[str, ...]:
+        """Passages of at most `text_tokens` tokens together, in their order."""
+        order = random.Random(self.seed).sample(range(len(texts)), len(texts))
+        sums = accumulate(len(encoder.encode_text(texts[i]).ids) for i in order)
+        fitting = sum(total <= self.text_tokens for total in sums)
+        return tuple(texts[i] for i in sorted(order[: max(fitting, 1)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +138,7 @@ def snapshot(
         return Snapshot(*scored, samples={}, rouge_l={})
     answers = greedy(model, encoder, [example.prompt for example in request.forget], caps.new_tokens)
     progress.advance(TASK)
-    text, text_reference = _text(model, encoder, caps.draw(request.text, caps.text), reference)
+    text, text_reference = _text(model, encoder, caps.draw_texts(encoder, request.text), reference)
     progress.advance(TASK)
     attribution = lens = None
     if model.config.model_type in FAMILIES:
@@ -133,10 +149,11 @@ def snapshot(
     else:
         log.warning("No attribution and no logit lens: the family %r is not known.", model.config.model_type)
     progress.finish(TASK)
+    ids = [example.id for example in request.forget]
     return Snapshot(
         *scored,
-        samples={example.id: said for example, said in zip(request.forget, answers, strict=True)},
-        rouge_l={e.id: rouge_l_recall(e.answer, said) for e, said in zip(request.forget, answers, strict=True)},
+        samples=dict(zip(ids, answers, strict=True)),
+        rouge_l=dict(zip(ids, recalls(request.forget, answers), strict=True)),
         text=text,
         text_reference=text_reference,
         attribution=attribution,
