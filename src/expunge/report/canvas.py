@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -19,7 +20,7 @@ from expunge.report.theme import STAND_IN
 WIDTH = 266.0  # points: about 11 px text on a 360 px phone, 13 px in two columns on a wide window
 FONT = 9.0
 SMALL = 8.0
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # real text: it can be selected, found, and set in the page's font
     "svg.hashsalt": "expunge",
     "text.parse_math": False,  # labels may hold untrusted dollars
@@ -61,7 +62,7 @@ def drawing() -> Iterator[None]:
 
 
 def sheet(height: float, *boxes: tuple[float, float, float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width and one axes per box (left, bottom, right, top), all in points from the lower left."""
+    """A figure of the common width, and one axes per box (left, bottom, right, top) in points from the lower left."""
     figure = Figure(figsize=(WIDTH / 72, height / 72))
     FigureCanvasSVG(figure)
     axes = [

@@ -1,7 +1,7 @@
 """The report's charts: each takes parts of a record and the limits shared by all records, and gives a figure.
 
-The grammar is the same in all: ink before, blue after unlearning, orange after an attack, dashes for chance, a diamond for
-the control. Series are named where they end.
+The grammar is the same in all: ink before, blue after unlearning, orange after an attack, dashes for chance, a diamond
+for the control. Series are named where they end.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from expunge.report.canvas import FONT, SMALL, WIDTH, sheet
-from expunge.report.record import AttackControl, CurvePoint, Influence, LogitLens, Score, Training
+from expunge.report.record import Attack, Influence, LogitLens, Score, Training
 from expunge.report.theme import HEAT, LEVELS, STAND_IN
-from expunge.report.words import number, percent, plain
+from expunge.report.words import percent, plain, tick
 
 INK, MUTED, CHANCE = STAND_IN["ink"], STAND_IN["muted"], STAND_IN["chance"]
 BEFORE, AFTER, ATTACK = STAND_IN["before"], STAND_IN["after"], STAND_IN["attack"]
@@ -85,7 +86,7 @@ def levels(bars: Sequence[Bar], limits: Limits, guess: float, guess_name: str, s
     _rows(axes, [b.name for b in bars])
     axes.set_xlim(limits)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else number(v)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else tick(v)))
     axes.grid(axis="x")
     return figure
 
@@ -110,7 +111,7 @@ def dots(pairs: Sequence[Pair], limits: Limits, show: Callable[[float], str]) ->
     _rows(axes, [p.name if p.before is not None else "" for p in pairs])
     axes.set_xlim(limits)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else number(v)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else tick(v)))
     axes.grid(axis="x")
     return figure
 
@@ -124,68 +125,85 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def relearning(
-    curve: Sequence[CurvePoint], before: Score, control: AttackControl, chance: float, odds: Limits, steps: float
-) -> Figure:
+@dataclass(frozen=True)
+class End:
+    """A series' or level's name at the height where it leaves the panel."""
+
+    value: float
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all curve panels of a run have in common: scores before, chance, limits of log-odds, the last step."""
+
+    before: Score
+    chance: float
+    odds: Limits
+    steps: float
+
+
+def relearning(attack: Attack, frame: Frame) -> Figure:
     """Log-odds above, accuracy below, against steps: one orange per learning rate, mean and range over seeds."""
-    figure, (upper, lower) = sheet(196, (30, 86, WIDTH - 34, 188), (30, 24, WIDTH - 34, 74))
-    rates = sorted({p.learning_rate for p in curve}, reverse=True)
-    ends: list[tuple[float, str, str]] = []
-    for i, rate in enumerate(rates):
+    figure, upper, lower = _tall()
+    ends, control = [], attack.control
+    for i, rate in enumerate(sorted({p.learning_rate for p in attack.curve}, reverse=True)):
         colour = RATES[min(i, len(RATES) - 1)]
-        mine = [p for p in curve if p.learning_rate == rate]
+        mine = [p for p in attack.curve if p.learning_rate == rate]
         last = _band(upper, [(p.step, p.log_odds) for p in mine], colour)
         _band(lower, [(p.step, p.accuracy) for p in mine], colour)
-        ends.append((last, f"{rate:.0e}".replace("e-0", "e-").replace("-", "−"), colour))
-    _name_ends(upper, ends, odds, 102)
+        ends.append(End(last, tick(rate).replace("e−0", "e−"), ATTACK))
     if control.curve:
-        _mean_line(upper, [(p.step, p.log_odds) for p in control.curve])
-        _mean_line(lower, [(p.step, p.accuracy) for p in control.curve])
-    _reference(upper, before.log_odds, "before unlearning", BEFORE)
-    _reference(
-        upper, 0.0 if control.curve else control.log_odds, "no preference" if control.curve else "control", CHANCE
-    )
-    _reference(lower, before.accuracy, "", BEFORE)
-    _reference(lower, chance, "chance", CHANCE)
-    _finish_pair(upper, lower, odds, steps)
+        ends.append(End(_dashes(upper, [(p.step, p.log_odds) for p in control.curve]), "control", MUTED))
+        _dashes(lower, [(p.step, p.accuracy) for p in control.curve])
+    else:
+        ends.append(_level(upper, control.log_odds, "control", CHANCE))
+    _finish(upper, lower, ends, frame)
     return figure
 
 
-def unlearning(training: Training, before: Score, odds: Limits, steps: float) -> Figure:
+def unlearning(training: Training, frame: Frame) -> Figure:
     """The way down: forget log-odds above, accuracy below, against the steps of the unlearning loop."""
-    figure, (upper, lower) = sheet(196, (30, 86, WIDTH - 34, 188), (30, 24, WIDTH - 34, 74))
+    figure, upper, lower = _tall()
     history = training.history
-    upper.plot([p.step for p in history], [p.log_odds for p in history], color=AFTER, marker="o", markersize=3)
-    lower.plot([p.step for p in history], [p.accuracy for p in history], color=AFTER, marker="o", markersize=3)
-    _name_ends(upper, [(history[-1].log_odds, "forget", AFTER)], odds, 102)
-    _reference(upper, before.log_odds, "before unlearning", BEFORE)
-    _reference(upper, 0.0, "no preference", CHANCE)
-    _reference(lower, before.accuracy, "", BEFORE)
-    _reference(lower, before.chance, "chance", CHANCE)
-    _finish_pair(upper, lower, odds, steps)
+    places = [p.step for p in history]
+    upper.plot(places, [p.log_odds for p in history], color=AFTER, marker="o", markersize=3)
+    lower.plot(places, [p.accuracy for p in history], color=AFTER, marker="o", markersize=3)
+    _finish(upper, lower, [End(history[-1].log_odds, "forget", AFTER), _level(upper, 0.0, "ignorance", CHANCE)], frame)
     return figure
 
 
-def _finish_pair(upper: Axes, lower: Axes, odds: Limits, steps: float) -> None:
-    """Common limits and labels of a log-odds panel above an accuracy panel."""
-    upper.set_ylim(odds)
-    upper.set_xticklabels([])
+def _tall() -> tuple[Figure, Axes, Axes]:
+    """A figure with a taller panel above a lower one, and room on the right for names."""
+    figure, (upper, lower) = sheet(196, (30, 86, WIDTH - 44, 186), (30, 24, WIDTH - 44, 72))
+    return figure, upper, lower
+
+
+def _finish(upper: Axes, lower: Axes, ends: Sequence[End], frame: Frame) -> None:
+    """Common limits, levels and labels of a log-odds panel above an accuracy panel; names on their right."""
+    for axes, name in ((upper, "log-odds"), (lower, "accuracy")):
+        axes.set_xlim(0, frame.steps)
+        axes.grid(axis="y")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.annotate(name, (0, 1), (-26, 4), "axes fraction", "offset points", size=SMALL, color=MUTED)
+    upper.set_ylim(frame.odds)
+    upper.xaxis.set_major_formatter(NullFormatter())
+    upper.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    upper.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v)))
     lower.set_ylim(-0.04, 1.08)
     lower.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
-    upper.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     lower.set_xlabel("steps", labelpad=1)
-    for axes, name in ((upper, "log-odds"), (lower, "accuracy")):
-        axes.set_xlim(0, steps)
-        axes.grid(axis="y")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.annotate(name, (0, 1), (-26, 3), "axes fraction", "offset points", size=SMALL, color=MUTED)
+    _name_ends(upper, [*ends, _level(upper, frame.before.log_odds, "before", BEFORE)])
+    _name_ends(
+        lower, [_level(lower, frame.chance, "chance", CHANCE), _level(lower, frame.before.accuracy, "before", BEFORE)]
+    )
 
 
 def _means(points: Sequence[tuple[int, float]]) -> list[tuple[int, list[float]]]:
     """Values at each step, in order of steps."""
-    ordered = sorted(points)
-    return [(step, [value for _, value in group]) for step, group in groupby(ordered, key=lambda p: p[0])]
+    return [(step, [value for _, value in group]) for step, group in groupby(sorted(points), key=lambda p: p[0])]
 
 
 def _band(axes: Axes, points: Sequence[tuple[int, float]], colour: str) -> float:
@@ -194,62 +212,69 @@ def _band(axes: Axes, points: Sequence[tuple[int, float]], colour: str) -> float
     steps = [step for step, _ in table]
     mean = [sum(values) / len(values) for _, values in table]
     low, high = [min(values) for _, values in table], [max(values) for _, values in table]
-    axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, color=colour)
     return mean[-1]
 
 
-def _mean_line(axes: Axes, points: Sequence[tuple[int, float]]) -> None:
-    """The control's mean, dashed."""
+def _dashes(axes: Axes, points: Sequence[tuple[int, float]]) -> float:
+    """The control's mean over seeds, dashed; its last value."""
     table = _means(points)
-    axes.plot([s for s, _ in table], [sum(v) / len(v) for _, v in table], color=CHANCE, linestyle=DASH)
+    mean = [sum(values) / len(values) for _, values in table]
+    axes.plot([step for step, _ in table], mean, color=CHANCE, linestyle=DASH)
+    return mean[-1]
 
 
-def _reference(axes: Axes, level: float, name: str, colour: str) -> None:
-    """A level across the panel, named above its left end."""
-    solid = colour == BEFORE
-    axes.axhline(level, color=colour, linewidth=1.2, linestyle="-" if solid else DASH, zorder=1)
-    axes.annotate(name, (1, level), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", size=SMALL,
-                  color=INK if solid else MUTED)  # fmt: skip
+def _level(axes: Axes, value: float, name: str, colour: str) -> End:
+    """A level across the panel: solid for what was measured, dashed for chance and control; and its name's place."""
+    axes.axhline(value, color=colour, linewidth=1.2, linestyle="-" if colour == BEFORE else DASH, zorder=1)
+    return End(value, name, colour if colour == BEFORE else MUTED)
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], limits: Limits, points: float) -> None:
-    """Names right of the panel at the height of their lines' ends, pushed apart where they would touch."""
-    scale = points / (limits[1] - limits[0])
-    heights = spread([(value - limits[0]) * scale for value, _, _ in ends], gap=SMALL + 1.5)
-    for height, (_, name, colour) in zip(heights, ends, strict=True):
-        axes.annotate(name, (1, 0), (4, height), "axes fraction", "offset points", va="center", size=SMALL,
-                      color=colour, annotation_clip=False)  # fmt: skip
+def _name_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Names right of the panel where their lines end, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    points = axes.bbox.height * 72 / axes.figure.dpi
+    wanted = [(end.value - low) / (high - low) * points for end in ends]
+    for height, end in zip(spread(wanted, SMALL + 1.2, points), ends, strict=True):
+        axes.annotate(end.name, (1, 0), (4, height), "axes fraction", "offset points", va="center", size=SMALL,
+                      color=end.colour, annotation_clip=False)  # fmt: skip
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """`heights` moved up as little as needed so that no two are closer than `gap`; the order is kept."""
-    moved = list(heights)
-    order = sorted(range(len(moved)), key=moved.__getitem__)
-    for lower, upper in zip(order, order[1:], strict=False):
-        moved[upper] = max(moved[upper], moved[lower] + gap)
-    return moved
+def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """`heights` moved as little as possible (least squares) so that no two are closer than `gap`, then under `top`.
+
+    The order is kept. Subtracting i * gap turns the gaps into monotony, which pooling adjacent violators restores.
+    """
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    pools: list[list[float]] = []
+    for i, place in enumerate(order):
+        pools.append([heights[place] - i * gap])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    level = [fmean(pool) for pool in pools for _ in pool]
+    ceiling = top - (len(order) - 1) * gap
+    moved = {place: min(level[i], ceiling) + i * gap for i, place in enumerate(order)}
+    return [moved[place] for place in range(len(heights))]
 
 
 def cumulative(influence: Influence, top: float) -> Figure:
     """Sums of the top m D+ (erased, blue) and D- (hidden, orange) against m, with a mark at m = 100."""
     figure, (axes,) = sheet(160, (30, 26, WIDTH - 56, 146))
     lines = ((influence.curve_plus, "erased", AFTER), (influence.curve_minus, "hidden", ATTACK))
-    limits = (0.0, top * 1.05)
     for values, _, colour in lines:
         axes.plot(influence.curve_m, values, color=colour)
-    ends = [(values[-1], name, colour) for values, name, colour in lines]
     axes.set_xscale("log")
     axes.set_xlim(max(1, influence.curve_m[0]), influence.curve_m[-1])
-    axes.set_ylim(limits)
+    axes.set_ylim(0.0, top * 1.05)
     axes.axvline(100, color=CHANCE, linewidth=1.0, linestyle=DASH, zorder=0)
     axes.annotate("m = 100", (100, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", size=SMALL,
                   color=MUTED)  # fmt: skip
-    _name_ends(axes, ends, limits, 120)
+    _name_ends(axes, [End(values[-1], name, colour) for values, name, colour in lines])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: number(v, 2)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v)))
     axes.set_xlabel("neurons counted, m", labelpad=1)
     axes.grid(axis="y")
     return figure
@@ -277,11 +302,10 @@ def lens(logit_lens: LogitLens) -> Figure:
     lines = ((logit_lens.before, "before", BEFORE), (logit_lens.after, "after", AFTER))
     for values, _, colour in lines:
         axes.plot(range(len(values)), values, color=colour)
-    _name_ends(axes, [(v[-1], name, colour) for v, name, colour in lines if v], (0.0, 1.04), 116)
-    _reference(axes, 0.5, "", CHANCE)
-    axes.annotate("chance", (0, 0.5), (3, 3), ("axes fraction", "data"), "offset points", size=SMALL, color=MUTED)
+    ends = [*(End(values[-1], name, colour) for values, name, colour in lines), _level(axes, 0.5, "chance", CHANCE)]
     axes.set_xlim(0, max(1, len(logit_lens.before) - 1))
     axes.set_ylim(0, 1.04)
+    _name_ends(axes, ends)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from expunge.report import charts
 from expunge.report.canvas import to_svg
-from expunge.report.charts import Bar, Limits, Pair
+from expunge.report.charts import Bar, Frame, Limits, Pair
 from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Record, Score
 from expunge.report.words import number, percent, plain, signed
 
@@ -53,7 +53,7 @@ def level_panels(runs: Sequence[Labelled]) -> list[Panel]:
         for i, run in enumerate(runs):
             bars = _bars(run.record, metric)
             guess = 0.0 if metric == "log_odds" else run.record.scores.forget.before.chance
-            name = "no preference" if metric == "log_odds" else "chance"
+            name = "ignorance" if metric == "log_odds" else "chance"
             noun = metric.replace("_", "-")
             words = "; ".join(f"{bar.name} {show(bar.value)}" for bar in bars)
             figure = charts.levels(bars, limits, guess, name, show)
@@ -84,8 +84,9 @@ def odds_limits(records: Sequence[Record]) -> Limits:
     """Limits of log-odds that hold every level, bound and curve of all records."""
     values: list[float | None] = []
     for record in records:
-        for score in (record.scores.forget.before, record.scores.forget.after, *record.attacks):
-            values += [score.log_odds, score.log_odds_low, score.log_odds_high]
+        forget = record.scores.forget
+        values += [v for s in (forget.before, forget.after) for v in (s.log_odds, s.log_odds_low, s.log_odds_high)]
+        values += [v for a in record.attacks for v in (a.log_odds, a.log_odds_low, a.log_odds_high)]
         values += [p.log_odds for p in record.training.history]
         for attack in record.attacks:
             values += [attack.control.log_odds, *(p.log_odds for p in (*attack.curve, *attack.control.curve))]
@@ -102,7 +103,7 @@ def curve_panels(runs: Sequence[Labelled]) -> list[Panel]:
         training, before = run.record.training, run.record.scores.forget.before
         label = f"{run.label}, unlearning: forget log-odds from {signed(training.history[0].log_odds)} to "
         label += f"{signed(training.history[-1].log_odds)} in {training.history[-1].step} steps"
-        figure = charts.unlearning(training, before, odds, steps)
+        figure = charts.unlearning(training, Frame(before, before.chance, odds, max(1, steps)))
         panels.append(Panel(f"{run.label}: unlearning", to_svg(figure, f"down{i}", label)))
     for k, name in enumerate(dict.fromkeys(a.name for run in runs for a in run.record.attacks if a.curve)):
         panels += _attack_panels(runs, name, f"up{k}", odds)
@@ -119,26 +120,21 @@ def _attack_panels(runs: Sequence[Labelled], name: str, key: str, odds: Limits) 
         label = f"{run.label}, {plain(name)}: log-odds from {signed(attack.start.log_odds)} to at most "
         label += f"{signed(top.log_odds)} at step {top.step}, learning rate {top.learning_rate:g}"
         before = run.record.scores.forget.before
-        figure = charts.relearning(attack.curve, before, attack.control, attack.chance, odds, max(1, steps))
+        figure = charts.relearning(attack, Frame(before, attack.chance, odds, max(1, steps)))
         panels.append(Panel(f"{run.label}: {plain(name)}", to_svg(figure, f"{key}-{i}", label)))
     return panels
 
 
 def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Cumulative D+ and D- per run, one vertical scale."""
-    found = [(run, run.record.influence) for run in runs if run.record.influence and run.record.influence.curve_m]
-    top = max((max(*i.curve_plus, *i.curve_minus) for _, i in found), default=0.0) or 1.0
-    return [
-        Panel(
-            f"{run.label}: influence, cumulative",
-            to_svg(
-                charts.cumulative(influence, top),
-                f"sum{i}",
-                f"{run.label}: at m = 100 erased {number(influence.erased)}, hidden {number(influence.hidden)}",
-            ),
-        )
-        for i, (run, influence) in enumerate(found)
-    ]
+    found = [(run.label, run.record.influence) for run in runs if run.record.influence]
+    top = max((v for _, i in found if i for v in (*i.curve_plus, *i.curve_minus)), default=0.0) or 1.0
+    panels = []
+    for i, (name, influence) in enumerate(found):
+        if influence and influence.curve_m:
+            label = f"{name}: at m = 100 erased {number(influence.erased)}, hidden {number(influence.hidden)}"
+            panels.append(Panel(f"{name}: influence", to_svg(charts.cumulative(influence, top), f"sum{i}", label)))
+    return panels
 
 
 def map_top(runs: Sequence[Labelled]) -> float:
@@ -155,10 +151,8 @@ def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
         influence = run.record.influence
         if influence is None or not influence.layers:
             continue
-        for sign, name, grid in (
-            ("plus", "erased, D+", influence.map_plus),
-            ("minus", "hidden, D−", influence.map_minus),
-        ):
+        maps = (("plus", "erased, D+", influence.map_plus), ("minus", "hidden, D−", influence.map_minus))
+        for sign, name, grid in maps:
             value, module, layer = max(
                 (v, m, k) for m, row in zip(influence.modules, grid, strict=True) for k, v in enumerate(row)
             )
@@ -170,19 +164,14 @@ def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
 
 def lens_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Logit lens per run."""
-    found = [(run, run.record.logit_lens) for run in runs]
-    return [
-        Panel(
-            f"{run.label}: logit lens",
-            to_svg(
-                charts.lens(lens),
-                f"lens{i}",
-                f"{run.label}: accuracy at the last layer before {percent(lens.before[-1])}, after {percent(lens.after[-1])}",
-            ),
-        )
-        for i, (run, lens) in enumerate(found)
-        if lens is not None and lens.before and lens.after
-    ]
+    panels = []
+    for i, run in enumerate(runs):
+        lens = run.record.logit_lens
+        if lens is not None and lens.before and lens.after:
+            ends = f"before {percent(lens.before[-1])}, after {percent(lens.after[-1])}"
+            label = f"{run.label}: accuracy at the last layer {ends}"
+            panels.append(Panel(f"{run.label}: logit lens", to_svg(charts.lens(lens), f"lens{i}", label)))
+    return panels
 
 
 def group_panels(runs: Sequence[Labelled]) -> list[Panel]:
@@ -195,9 +184,8 @@ def group_panels(runs: Sequence[Labelled]) -> list[Panel]:
         for i, run in enumerate(runs):
             pairs = [_pair(name, change, metric) for name, change in rows[run.label]]
             noun = metric.replace("_", "-")
-            words = "; ".join(
-                f"{p.name} {show(p.before or 0)} to {show(p.after)}" for p in pairs if p.after is not None
-            )
+            moves = [(p.name, p.before, p.after) for p in pairs if p.before is not None and p.after is not None]
+            words = "; ".join(f"{name} {show(before)} to {show(after)}" for name, before, after in moves)
             svg = to_svg(charts.dots(pairs, limits, show), f"group{metric}{i}", f"{run.label}, {noun}: {words}")
             panels.append(Panel(f"{run.label}: {noun}", svg))
     return panels

@@ -12,14 +12,14 @@ from markupsafe import Markup, escape
 from expunge.report.figures import Labelled
 from expunge.report.record import Attack, Change, Item, ItemState, Record, Score
 from expunge.report.view import interval
-from expunge.report.words import NONE, count, duration, number, percent, plain, signed, size, visible
+from expunge.report.words import NONE, count, duration, fixed, number, percent, plain, signed, size, visible
 
 FORGET_ROWS, OTHER_ROWS = 12, 5
 SCORE_ROWS: tuple[tuple[str, Callable[[Score], str]], ...] = (
     ("accuracy", lambda s: percent(s.accuracy)),
     ("log-odds", lambda s: signed(s.log_odds)),
-    ("P(answer)", lambda s: number(s.probability, 2)),
-    ("ROUGE-L recall", lambda s: number(s.rouge_l, 2)),
+    ("P(answer)", lambda s: fixed(s.probability)),
+    ("ROUGE-L recall", lambda s: fixed(s.rouge_l)),
 )
 
 

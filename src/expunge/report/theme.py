@@ -1,7 +1,7 @@
 """The page's colours, light and dark, and the stand-ins by which a chart names them.
 
-Ink is before, blue is after unlearning, orange is after an attack (and what is only hidden); violet counts amounts on maps.
-Matplotlib knows hex colours only, so charts are drawn in stand-ins (#fe0001, #fe0002, ...) that become `var(--name)`.
+Ink is before, blue is after unlearning, orange is after an attack (and what is only hidden); violet counts amounts on
+maps. Matplotlib knows hex colours only, so charts are drawn in stand-ins (#fe0001, ...) that become `var(--name)`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ LIGHT = {
     "before": "#3d464e",
     "after": "#0a62a6",
     "attack": "#b34a00",
-    "attack2": "#cf7434",
-    "attack3": "#dfa27a",
+    "attack2": "#ce6a24",
+    "attack3": "#dd8d52",
     "chance": "#7b848b",
     "mark": "#ffe9d6",
 }

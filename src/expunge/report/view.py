@@ -109,6 +109,14 @@ def said_of_influence(runs: Sequence[Labelled]) -> str:
     return f"At m = 100, {'; '.join(said)}. Pairs too certain to tell: {', '.join(saturated)}."
 
 
+def said_of_grain(runs: Sequence[Labelled]) -> str:
+    """How much one fact weighs in the smallest set that an attack was scored on; empty where no attack was run."""
+    sizes = [a.start.n for run in runs for a in run.record.attacks if a.start.n]
+    if not sizes:
+        return ""
+    return f"Small sets are coarse: with {min(sizes)} facts, one fact is {percent(1 / min(sizes))} of accuracy. "
+
+
 def said_of_lens(runs: Sequence[Labelled]) -> str:
     """Where the last layer ends, and what it means to be under one half."""
     said = []

@@ -13,8 +13,8 @@ MAX_MARKS = 3
 def visible(text: str, limit: int = 300) -> str:
     """`text` on one line, at most `limit` characters, with everything that would not show or would reorder text named.
 
-    Control characters become control pictures, other invisible ones (bidi overrides, zero-width, private use) their code
-    point; more than three combining marks in a row are dropped. Escaping for HTML or Markdown is the caller's.
+    Control characters become control pictures, other invisible ones (bidi overrides, zero-width, private use) their
+    code point; more than three combining marks in a row are dropped. Escaping for HTML or Markdown is the caller's.
     """
     shown: list[str] = []
     marks = 0
@@ -45,6 +45,16 @@ def signed(value: float | None, digits: int = 2) -> str:
         return NONE
     text = f"{value:+.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else _minus(text)
+
+
+def fixed(value: float | None) -> str:
+    """A share or probability with three decimals, so that columns align."""
+    return NONE if value is None else _minus(f"{value:.3f}")
+
+
+def tick(value: float) -> str:
+    """The shortest form of an axis value."""
+    return _minus(f"{value:g}")
 
 
 def number(value: float | None, digits: int = 3) -> str:
