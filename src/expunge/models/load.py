@@ -1,0 +1,166 @@
+"""A model and its tokenizer from a folder or the Hub: explicit dtype and revision, no pickle, no foreign code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from expunge.errors import InputError, ResourceError, nearest
+from expunge.models.quiet import quiet
+from expunge.models.smollm import cache_folder, fetch_smollm2, model_source
+from expunge.models.storage import disk_errors, folder_hashes
+
+__all__ = ["DTYPES", "LoadedModel", "cache_folder", "fetch_smollm2", "load_model", "model_source"]
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_HUB_IGNORED = ["*/*", "consolidated*"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode, without key-value cache, with its tokenizer.
+
+    Args:
+        model: on the device and in the dtype asked for.
+        tokenizer: as saved with the model; a missing pad token stays missing (`Encoder.pad_id` finds one).
+        path: the folder or Hub id as given.
+        folder: the folder that was read (for a Hub id, its snapshot).
+        revision: of the Hub id, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+    folder: Path
+    revision: str | None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file read from, weights and tokenizer among them; computed when first asked for."""
+        return folder_hashes(self.folder)
+
+
+def load_model(
+    path: str | Path, *, dtype: str = "float32", revision: str | None = None, device: str = "cpu"
+) -> LoadedModel:
+    """The causal language model and tokenizer at `path`, a local folder or else a Hub id.
+
+    Raises:
+        InputError: nothing is there, it is no causal language model, it needs its own code, its weights are missing,
+            damaged or pickled, the tokenizer is missing or another model's, the dtype or the device is unknown.
+        ResourceError: it does not fit into memory, or a download not on the disk.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"Unknown dtype {dtype!r}.", "dtype", nearest(dtype, DTYPES))
+    folder = _folder(str(path), revision)
+    with quiet():
+        _check_config(folder)
+        _check_weights(folder)
+        tokenizer = _tokenizer(folder)
+        model = _to_device(_model(folder, DTYPES[dtype]), device)
+    rows = _vocabulary(model)
+    if len(tokenizer) > rows:
+        what = f"The tokenizer knows {len(tokenizer)} tokens, the model only {rows}."
+        raise InputError(what, str(folder), "They do not belong together; save the model's own tokenizer beside it.")
+    return LoadedModel(model.train(False), tokenizer, str(path), folder, revision)
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise InputError("A model is a folder, this is a file.", path, "Give the folder with config.json.")
+    if not _HUB_ID.fullmatch(path):
+        raise InputError("There is no such model folder.", path, "Check the path, or give a Hub id such as org/name.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet(), disk_errors(local):
+            found = snapshot_download(
+                path, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED, etag_timeout=10
+            )
+    except ResourceError:
+        raise
+    except Exception as error:  # the Hub client lets many kinds out, of its own and of its HTTP library
+        what = "This is neither a local folder nor a model that the Hub gives us."
+        raise InputError(what, path, f"Check the name and the network ({type(error).__name__}).") from error
+    return Path(found)
+
+
+def _check_config(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        fix = "Merge the adapter into its model first." if adapter else "Give a folder written by save_pretrained."
+        raise InputError("This folder holds no model: config.json is missing.", str(folder), fix)
+    with _input_errors("The config cannot be used", folder / "config.json"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    named = config.architectures or [causal]
+    if causal is None or causal not in named:
+        what = f"This is not a causal language model but {named[0] or config.model_type}."
+        raise InputError(what, str(folder), "Give a model that AutoModelForCausalLM was saved from.")
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = next((path.name for end in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{end}")), None)
+    what = f"The weights are pickled ({pickled}), which can run code." if pickled else "There are no weights."
+    raise InputError(what, str(folder), "Only safetensors are read; save_pretrained writes them.")
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    with _input_errors("The tokenizer is missing or damaged", folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer
+
+
+def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    with _input_errors("The weights cannot be read", folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        what = f"{len(missing)} tensors of the model are not in its weights, the first is {missing[0]}."
+        raise InputError(what, str(folder), "The checkpoint is incomplete or belongs to another config.json.")
+    model.config.use_cache = False
+    return model
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Rows of the input embedding."""
+    weight = model.get_input_embeddings().get_parameter("weight")
+    return weight.shape[0]
+
+
+def _to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    with _input_errors("The device cannot be used", Path(device)):
+        moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+    return moved
+
+
+@contextmanager
+def _input_errors(what: str, where: Path) -> Iterator[None]:
+    """Turn what transformers and torch raise into our errors: out of memory, or else the input's fault."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError("The model does not fit into memory.", str(where), "Use a smaller dtype.") from error
+    except (OSError, ValueError, RuntimeError, AssertionError, KeyError, TypeError, SafetensorError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{what}: {first}", str(where)) from error

@@ -1,0 +1,165 @@
+"""How well a model knows facts: log-probability of the answer against its options, and what it says by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from expunge.data.collate import Encoder
+from expunge.data.example import Example
+from expunge.errors import InputError
+from expunge.models.answers import evaluating
+from expunge.models.architecture import readout
+from expunge.models.candidates import LogProb, candidate_log_probs, padded
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """The scores of one example.
+
+    Args:
+        id: the example's id.
+        log_prob: log P(answer | prompt), the sum over its tokens.
+        tokens: the answer's length.
+        option_log_probs: per-token mean log P of each option.
+        answer_mean: per-token mean log P of the answer.
+        log_odds: answer_mean - log mean exp(option_log_probs): 0 is ignorance, whatever the number of options; NaN
+            without options.
+        correct: the answer beats every option (always, without options).
+        probability: P(answer | prompt).
+        chance: accuracy of a uniform guess.
+    """
+
+    id: str
+    log_prob: float
+    tokens: int
+    option_log_probs: tuple[float, ...]
+    answer_mean: float
+    log_odds: float
+    correct: bool
+    probability: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over `n` items; `log_odds` is over those with options, NaN if none has any."""
+
+    accuracy: float
+    log_odds: float
+    chance: float
+    probability: float
+    n: int
+
+
+def log_odds(answer_mean: float, option_log_probs: Sequence[float]) -> float:
+    """The answer's mean log P minus the log of the options' mean probability; NaN without options."""
+    if not option_log_probs:
+        return math.nan
+    top = max(option_log_probs)
+    return answer_mean - top - math.log(fmean(math.exp(value - top) for value in option_log_probs))
+
+
+def score_items(
+    model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example], batch_size: int = 32
+) -> tuple[ItemScore, ...]:
+    """One score per example, in order; independent of `batch_size` (in examples) up to rounding.
+
+    Raises:
+        InputError: an answer or option tokenises to nothing.
+    """
+    groups = [
+        [encoder.encode(example.prompt, text) for text in (example.answer, *example.options)] for example in examples
+    ]
+    order = sorted(range(len(groups)), key=lambda i: -len(groups[i][0].ids))
+    read = readout(model)
+    found: dict[int, list[LogProb]] = {}
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            values = candidate_log_probs(model, read, [groups[i] for i in rows], encoder.pad_id)
+            found.update(zip(rows, values, strict=True))
+    return tuple(_item(example, found[i]) for i, example in enumerate(examples))
+
+
+def summarise(items: Sequence[ItemScore]) -> Scores:
+    """The means over `items`.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not items:
+        raise InputError("There are no items to score.")
+    odds = [item.log_odds for item in items if item.option_log_probs]
+    return Scores(
+        accuracy=fmean(item.correct for item in items),
+        log_odds=fmean(odds) if odds else math.nan,
+        chance=fmean(item.chance for item in items),
+        probability=fmean(item.probability for item in items),
+        n=len(items),
+    )
+
+
+def greedy(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
+) -> tuple[str, ...]:
+    """What the model says to each prompt, token by token the likeliest, up to its end-of-sequence token.
+
+    The text is stripped, holds no special tokens and is not to be trusted. Sampling settings, penalties and
+    `use_cache` of the model's own configuration play no part.
+    """
+    ids = [encoder.encode_prompt(prompt) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    texts: dict[int, str] = {}
+    own = model.generation_config
+    try:
+        model.generation_config = _plain_generation(own, encoder, max_new_tokens)
+        with evaluating(model):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                new = _continue(model, padded([ids[i] for i in rows], encoder.pad_id, left=True))
+                decoded = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
+                texts.update(zip(rows, (text.strip() for text in decoded), strict=True))
+    finally:
+        model.generation_config = own
+    return tuple(texts[i] for i in range(len(ids)))
+
+
+def _item(example: Example, found: Sequence[LogProb]) -> ItemScore:
+    answer, *others = found
+    options = tuple(option.mean for option in others)
+    return ItemScore(
+        id=example.id,
+        log_prob=answer.total,
+        tokens=answer.tokens,
+        option_log_probs=options,
+        answer_mean=answer.mean,
+        log_odds=log_odds(answer.mean, options),
+        correct=all(answer.mean > option for option in options),
+        probability=math.exp(answer.total),
+        chance=example.chance,
+    )
+
+
+def _plain_generation(own: GenerationConfig | None, encoder: Encoder, max_new_tokens: int) -> GenerationConfig:
+    """Greedy settings that take nothing but the end-of-sequence ids from the model's own."""
+    ends = own.eos_token_id if own is not None and own.eos_token_id is not None else encoder.tokenizer.eos_token_id
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, max_new_tokens=max_new_tokens, use_cache=True, eos_token_id=ends, pad_token_id=encoder.pad_id
+    )
+
+
+def _continue(model: PreTrainedModel, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The new ids [batch, new]."""
+    ids, mask = (tensor.to(model.device) for tensor in batch)
+    out: Tensor = model.generate(input_ids=ids, attention_mask=mask)  # type: ignore[operator]
+    return out[:, ids.shape[1] :]
