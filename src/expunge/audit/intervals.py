@@ -53,6 +53,13 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0
     return bootstrap(lambda items: float(array[items].mean()), [len(array)], level=level, seed=seed)
 
 
+def wilson_low(share: float, n: int, level: float = 0.95) -> float:
+    """Lower bound of the two-sided Wilson interval of a share seen among `n` items."""
+    z = _NORMAL.inv_cdf((1 + level) / 2)
+    centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n))
+
+
 def _levels(draws: NDArray[np.float64], estimate: float, acceleration: float, level: float) -> list[float]:
     """The two quantiles to read off: those of the percentile interval, corrected for bias and skewness."""
     below = float(np.mean(draws < estimate) + np.mean(draws == estimate) / 2)

@@ -1,0 +1,217 @@
+"""Recovery: how much an attack brought back, measured against a control that never knew.
+
+    R(t) = ( s(unlearned, t) - s(control, t) ) / ( s(original, 0) - s(control, 0) )          0 = nothing, 1 = everything
+
+s is the mean log-odds of the held-out items, t a moment (learning rate, seed, step) of the attack. The control is a
+model retrained without the forget set and attacked in the same way or, where there is none, ignorance itself: log-odds
+0 and chance accuracy at every moment. The score of an attack is R where its log-odds are highest over learning rates
+and time, averaged over seeds. Its interval resamples items, each with its values in all three models, and seeds; the
+choice of the moment is part of the attack and is not resampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.attacks.base import AttackResult, CurvePoint
+from expunge.audit.intervals import Indices, bootstrap
+from expunge.errors import InputError
+from expunge.models.scores import ItemScore, summarise
+
+GOLD_MODEL = "gold model"
+IGNORANCE = "log-odds 0 and chance accuracy"
+LEAST_KNOWLEDGE = 0.1
+"""Nats of mean log-odds by which the original must exceed the control; below, there was nothing to bring back."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What came back, as a share of what there was.
+
+    Args:
+        value: R of the log-odds; 0 where the original knew no more than the control.
+        low: lower bound of the interval, NaN where `value` means nothing.
+        high: upper bound.
+        accuracy: R of the accuracy, at the attack's best accuracy.
+        items: number of items.
+        seeds: number of the attack's seeds.
+        control: `GOLD_MODEL` or `IGNORANCE`.
+        control_log_odds: s(control, t) at the attack's best point.
+        control_accuracy: of the control at the attack's best accuracy.
+        curve: R at each point of the attack's curve.
+    """
+
+    value: float
+    low: float
+    high: float
+    accuracy: float
+    items: int
+    seeds: int
+    control: str
+    control_log_odds: float
+    control_accuracy: float
+    curve: tuple[float, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether the original knew more than the control, so that R means something."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+def recovery(
+    attacked: AttackResult,
+    original: Sequence[ItemScore],
+    control: AttackResult | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Recovery:
+    """R of an attack on the unlearned model.
+
+    Args:
+        attacked: the attack's result.
+        original: scores of the model before unlearning on at least the held-out items.
+        control: result of the same attack, run with `like=attacked`, on a model that never knew.
+        level: coverage of the interval.
+        seed: of the resampling.
+
+    Raises:
+        InputError: the original lacks held-out items, or the control faced other items.
+    """
+    if control is not None and control.held_out_ids != attacked.held_out_ids:
+        raise InputError(
+            "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
+        )
+    knew = _pick(original, attacked.held_out_ids)
+    seeds = dict.fromkeys(point.seed for point in attacked.curve)
+    peaks = [max(_of_seed(attacked.curve, each), key=lambda point: point.log_odds) for each in seeds]
+    tables = Tables(
+        now=np.array([point.item_log_odds for point in peaks]),
+        never=np.array([_never(control, point, len(knew)) for point in peaks]),
+        known=_log_odds(knew),
+        start=_never(control, attacked.curve[0], len(knew)),
+    )
+    top = attacked.best_accuracy
+    floor, began = attacked.start.chance, attacked.start.chance
+    if control is not None:
+        floor, began = _same_moment(control, top).accuracy, control.start.accuracy
+    return Recovery(
+        *tables.share(level, seed),
+        accuracy=_ratio(top.accuracy - floor, summarise(knew).accuracy - began, 0.0),
+        items=len(knew),
+        seeds=len(peaks),
+        control=IGNORANCE if control is None else GOLD_MODEL,
+        control_log_odds=float(tables.never.mean()),
+        control_accuracy=floor,
+        curve=tuple(
+            _ratio(p.log_odds - float(_never(control, p, len(knew)).mean()), tables.scale, LEAST_KNOWLEDGE)
+            for p in attacked.curve
+        ),
+    )
+
+
+def residual(
+    unlearned: Sequence[ItemScore],
+    original: Sequence[ItemScore],
+    control: Sequence[ItemScore] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Recovery:
+    """R before any attack: what the unlearned model simply still says, on all of its items."""
+    ids = [item.id for item in unlearned]
+    knew, never = _pick(original, ids), () if control is None else _pick(control, ids)
+    start = _log_odds(never) if never else np.zeros(len(ids))
+    tables = Tables(now=_log_odds(unlearned)[None], never=start[None], known=_log_odds(knew), start=start)
+    after = summarise(unlearned)
+    floor = summarise(never).accuracy if never else after.chance
+    return Recovery(
+        *tables.share(level, seed),
+        accuracy=_ratio(after.accuracy - floor, summarise(knew).accuracy - floor, 0.0),
+        items=len(ids),
+        seeds=1,
+        control=GOLD_MODEL if never else IGNORANCE,
+        control_log_odds=float(start.mean()),
+        control_accuracy=floor,
+    )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Log-odds by item of the three models that R compares.
+
+    Args:
+        now: of the unlearned model at the best moment of each seed, [seeds, items].
+        never: of the control at the same moments, [seeds, items].
+        known: of the original before any attack, [items].
+        start: of the control before any attack, [items].
+    """
+
+    now: Values
+    never: Values
+    known: Values
+    start: Values
+
+    @property
+    def scale(self) -> float:
+        """What there was to bring back, in nats."""
+        return float(self.known.mean() - self.start.mean())
+
+    def share(self, level: float, seed: int) -> tuple[float, float, float]:
+        """R and its interval; (0, NaN, NaN) where there was nothing to bring back."""
+        if not self.scale >= LEAST_KNOWLEDGE:
+            return 0.0, math.nan, math.nan
+
+        def statistic(seeds: Indices, items: Indices) -> float:
+            cells = np.ix_(seeds, items)
+            scale = self.known[items].mean() - self.start[items].mean()
+            return _ratio(self.now[cells].mean() - self.never[cells].mean(), scale, LEAST_KNOWLEDGE, math.nan)
+
+        whole = [np.arange(size) for size in self.now.shape]
+        return statistic(*whole), *bootstrap(statistic, self.now.shape, level=level, seed=seed)
+
+
+def _ratio(part: float, whole: float, least: float, otherwise: float = 0.0) -> float:
+    return float(part / whole) if whole > 0 and whole >= least else otherwise
+
+
+def _log_odds(items: Sequence[ItemScore]) -> Values:
+    return np.array([item.log_odds for item in items])
+
+
+def _pick(items: Sequence[ItemScore], ids: Sequence[str]) -> tuple[ItemScore, ...]:
+    """The scores of `ids`, in their order."""
+    by_id = {item.id: item for item in items}
+    missing = [i for i in ids if i not in by_id]
+    if missing:
+        raise InputError("Scores of an item are missing.", missing[0], "Score every model on the same items.")
+    return tuple(by_id[i] for i in ids)
+
+
+def _of_seed(curve: Sequence[CurvePoint], seed: int) -> list[CurvePoint]:
+    return [point for point in curve if point.seed == seed]
+
+
+def _never(control: AttackResult | None, moment: CurvePoint, items: int) -> Values:
+    """Log-odds by item of the control at `moment`."""
+    return np.zeros(items) if control is None else np.array(_same_moment(control, moment).item_log_odds)
+
+
+def _same_moment(control: AttackResult, moment: CurvePoint) -> CurvePoint:
+    """The control's point at `moment`, or the last one before it where the control's cell ended early."""
+    cell = [p for p in control.curve if (p.learning_rate, p.seed) == (moment.learning_rate, moment.seed)]
+    earlier = [point for point in cell if point.step <= moment.step]
+    if not earlier:
+        raise InputError(
+            "The control was attacked with another grid.",
+            f"learning rate {moment.learning_rate:g}, seed {moment.seed}",
+            "Attack it with the same settings.",
+        )
+    return max(earlier, key=lambda point: point.step)
