@@ -30,6 +30,8 @@ class Processes:
 def join_processes() -> tuple[Processes, torch.device]:
     """This process as `accelerate launch` has set it up, a single one otherwise, and the device it is to use."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    # Without the flag PartialState takes a launch on CPUs for single processes, each of which would train on its own.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     return Processes(state.process_index, state.num_processes), state.device

@@ -108,7 +108,7 @@ class Keeper:
             return
         self._metrics.append(history[-1])
         every = self._arguments.checkpoint_steps
-        by_steps = every is not None and history[-1].step % every == 0
+        by_steps = every is not None and history[-1].step % every == 0 < history[-1].step
         if by_steps or time.monotonic() - self._saved >= self._arguments.checkpoint_seconds:
             self.save(history)
 

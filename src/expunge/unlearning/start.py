@@ -44,7 +44,7 @@ def cache_start(
     if objective.uses_retain_start and batches.retain:
         met = sorted({i for step in range(steps) for i in batches.order.at(step)[1]})
         place = {item: row for row, item in enumerate(met)}
-        retain = _reference(model, batches, [batches.retain[i] for i in met], keep_hidden=True)
+        retain = _reference(model, batches, [batches.retain[i] for i in met], keep_hidden=True) if met else None
     return StartCache(read, forget, retain, place)
 
 

@@ -120,12 +120,12 @@ class BoundAttributionPenalty(BoundTransform):
         return {_STEPS: torch.tensor(self._steps), **self._previous}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over the state of a run on the same weights; raises `InternalError` where the names differ."""
+        """Go on from the state of a run on the same weights; raises `InternalError` where the names differ."""
         self._steps = int(state[_STEPS])
         expected = self._weights if self._steps else {}
         if state.keys() - {_STEPS} != expected.keys():
             raise InternalError("a saved state of the attribution penalty is not one of these weights")
-        self._previous = {name: state[name].to(weight, copy=True) for name, weight in expected.items()}
+        self._previous = {name: state[name].to(weight) for name, weight in expected.items()}
 
     @property
     def _measuring(self) -> bool:

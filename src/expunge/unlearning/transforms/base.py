@@ -67,4 +67,4 @@ class BoundTransform(ABC):
 
     @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` of an equal run gave."""
+        """Go on from what `state` of an equal run gave; the tensors now belong to this transform."""

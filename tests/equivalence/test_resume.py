@@ -1,0 +1,85 @@
+"""A run that is cut anywhere and taken up again ends in the same bits as one that is not."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import make_tiny_model
+from expunge.errors import InputError
+from unlearning_runs import CutAfter, Run, assert_same, history, largest_difference, weights
+
+STEPS = 5
+LORA = {"parametrization": "lora", "parametrization.rank": 2}
+RUNS = {
+    "graddiff": Run("graddiff", arguments={"max_steps": STEPS, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}),
+    "kl": Run("kl", arguments={"max_steps": STEPS}),
+    "npo": Run("npo", arguments={"max_steps": STEPS, "gradient_accumulation_steps": 2, "eval_steps": 3}),
+    "ssiuu": Run("ssiuu", {"transform.strength": 1e3}, {"max_steps": STEPS, "per_device_train_batch_size": 2}),
+    "lora": Run("ssiuu", LORA, {"max_steps": STEPS, "warmup_steps": 2}),
+    "layers": Run("ga", {"parametrization": "layers"}, {"max_steps": STEPS}),
+}
+
+
+@pytest.mark.parametrize("cut", range(1, STEPS + 1))
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_is_straight(name: str, cut: int, tmp_path: Path) -> None:
+    run = RUNS[name]
+    straight, model = run.make()
+    with pytest.raises(KeyboardInterrupt):
+        run.make(tmp_path, CutAfter(cut))
+    resumed, again = run.make(tmp_path)
+    assert_same(weights(model), weights(again))
+    assert history(straight) == history(resumed)
+    assert straight.final == resumed.final
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(STEPS + 1))
+
+
+def test_cut_twice_and_differently_batched(tmp_path: Path) -> None:
+    """The cut of a step into forwards may change on the way; the result then agrees up to rounding."""
+    whole = Run("graddiff", arguments={"max_steps": STEPS, "per_device_train_batch_size": 4}, double=True)
+    parts = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    for cut in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            whole.make(tmp_path, CutAfter(cut))
+    _, resumed = Run("graddiff", arguments=parts, double=True).make(tmp_path)
+    assert largest_difference(weights(whole.make()[1]), weights(resumed)) < 1e-10
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step_and_leaves_its_handler_as_it_was(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    run = RUNS["npo"]
+    with pytest.raises(KeyboardInterrupt):
+        run.make(tmp_path, CutAfter(2, by_signal=True))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert_same(weights(run.make()[1]), weights(run.make(tmp_path)[1]))
+
+
+def test_an_interrupted_model_is_ordinary_again(tmp_path: Path) -> None:
+    model = make_tiny_model()
+    names = set(weights(model))
+    with pytest.raises(KeyboardInterrupt):
+        RUNS["lora"].on(model, tmp_path, CutAfter(2))
+    assert set(weights(model)) == names
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (Run("npo", arguments={"max_steps": STEPS}), "method"),
+        (Run("graddiff", arguments={"max_steps": STEPS, "seed": 1}), "seed"),
+        (Run("graddiff", arguments={"max_steps": STEPS, "per_device_train_batch_size": 3}), "items per step"),
+        (Run("graddiff", arguments={"max_steps": STEPS}, double=True), "starting weights"),
+    ],
+)
+def test_checkpoints_of_another_run_are_refused(other: Run, named: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Run("graddiff", arguments={"max_steps": STEPS}).make(tmp_path, CutAfter(2))
+    with pytest.raises(InputError, match=f"another run .*{named}"):
+        other.make(tmp_path)

@@ -1,0 +1,175 @@
+"""What a run measures, writes and reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_tiny_model
+from expunge.errors import InputError
+from expunge.models.scores import score_items, summarise
+from expunge.progress import Silent
+from expunge.request import Request
+from expunge.unlearning.arguments import UnlearnArguments
+from expunge.unlearning.loop import unlearn
+from expunge.unlearning.metrics import StepMetrics
+from expunge.unlearning.stopping import StopReason
+from unlearning_runs import EXAMPLES, SMOOTH, Run, assert_same, make_encoder, make_request, weights
+
+
+class Watcher(Silent):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, dict[str, float]]] = []
+        self.finished = 0
+
+    def start(self, task: str, total: int) -> None:
+        self.told.append((task, total, {}))
+
+    def advance(self, task: str, n: int = 1, **info: float) -> None:
+        self.told.append((task, n, info))
+
+    def finish(self, task: str) -> None:
+        self.finished += 1
+
+
+def test_the_history_holds_every_step_and_the_metrics_file_is_the_history(tmp_path: Path) -> None:
+    result, model = Run("npo", arguments={"max_steps": 5, "warmup_steps": 1}).make(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [metrics.to_json() for metrics in result.history]
+    assert [StepMetrics.of_json(line) for line in lines] == list(result.history)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if "forget_accuracy" in line] == [0, 2, 4, 5]
+    assert lines[1].keys() == {"step", "seconds", "loss", "forget", "retain", "grad_norm", "learning_rate"}
+    assert [line["learning_rate"] for line in lines[1:3]] == [0.005, 0.01]
+    assert all(line["loss"] == pytest.approx(line["forget"] + line["retain"], rel=1e-6) for line in lines[1:])
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    assert (result.steps, result.stop_reason) == (5, StopReason.MAX_STEPS)
+    assert result.final == summarise(score_items(model, make_encoder(), EXAMPLES[:5]))
+    assert lines[-1]["forget_log_odds"] == result.final.log_odds
+    assert 1e7 < result.peak_bytes < 1e11
+
+
+def test_transform_metrics_are_in_the_lines(tmp_path: Path) -> None:
+    Run("ssiuu", {"measure_every": 1}).make(tmp_path)
+    *_, last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert last["attribution_penalty"] > 0
+    assert last["attribution_gradient_ratio"] > 0
+
+
+def test_it_stops_when_the_facts_are_forgotten() -> None:
+    result, model = Run("graddiff", arguments={"max_steps": 50, "stop_accuracy": None, "stop_log_odds": -2.0}).make()
+    assert result.stop_reason is StopReason.FORGOTTEN
+    assert 0 < result.steps < 50
+    assert result.steps % 2 == 0
+    assert result.final.log_odds <= -2
+    *earlier, _ = [m for m in result.history if m.forget_log_odds is not None]
+    assert all(m.forget_log_odds > -2 or m.forget_accuracy > 1 / 3 for m in earlier)  # type: ignore[operator]
+    assert result.final == summarise(score_items(model, make_encoder(), EXAMPLES[:5]))
+
+
+def test_time_is_a_budget() -> None:
+    result, _ = Run("ga", arguments={"max_seconds": 0.0}).make()
+    assert (result.steps, result.stop_reason) == (0, StopReason.MAX_SECONDS)
+
+
+def test_progress_is_told_the_length_every_step_and_the_end() -> None:
+    watcher = Watcher()
+    Run("graddiff", arguments={"max_steps": 3}).make(progress=watcher)
+    (task, total, _), *steps = watcher.told
+    assert (task, total, len(steps), watcher.finished) == ("unlearn", 3, 3, 1)
+    scored = ["accuracy", "log_odds", "loss"]
+    assert [sorted(info) for _, _, info in steps] == [["loss"], scored, scored]
+
+
+def test_nothing_is_written_without_an_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Run("graddiff", arguments={"checkpoint_steps": 1}).make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_changes_nothing(tmp_path: Path) -> None:
+    plain, saved = (Run("ssiuu", arguments={"checkpoint_steps": 1}).make(output)[1] for output in (None, tmp_path))
+    assert_same(weights(plain), weights(saved))
+
+
+def test_two_runs_are_bit_equal_whatever_the_global_seed() -> None:
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = make_tiny_model()
+        torch.manual_seed(seed)
+        Run("npo", {"parametrization": "lora"}).on(model)
+        models.append(weights(model))
+    assert_same(*models)
+
+
+def test_dropout_is_off() -> None:
+    models = [make_tiny_model(), make_tiny_model(attention_dropout=0.5)]
+    for model in models:
+        model.train()
+        Run("graddiff").on(model)
+    assert_same(*map(weights, models))
+
+
+def test_items_without_options_run_to_the_budget() -> None:
+    bare = tuple(replace(example, options=()) for example in EXAMPLES[:3])
+    arguments = UnlearnArguments(**{**SMOOTH, "stop_accuracy": None, "stop_log_odds": None})
+    result = unlearn(make_tiny_model(), make_encoder(), Request(bare, EXAMPLES[3:]), "graddiff", arguments)
+    assert (result.steps, result.stop_reason) == (4, StopReason.MAX_STEPS)
+    assert all(metrics.forget_log_odds is None for metrics in result.history)
+    assert result.final.probability < result.history[0].forget_probability  # type: ignore[operator]
+
+
+def test_items_with_options_are_the_ones_that_are_graded() -> None:
+    mixed = (*EXAMPLES[:2], replace(EXAMPLES[2], options=()))
+    model = make_tiny_model()
+    result = unlearn(model, make_encoder(), Request(mixed, EXAMPLES[3:]), "ga", UnlearnArguments(**SMOOTH))
+    assert result.final == summarise(score_items(model, make_encoder(), EXAMPLES[:2]))
+
+
+def test_an_unknown_method_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="Did you mean 'graddiff'"):
+        unlearn(make_tiny_model(), make_encoder(), make_request(), "gradiff")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("method", ["graddiff", "kl", "npo"])
+def test_other_dtypes_train_too(method: str, dtype: torch.dtype) -> None:
+    model = make_tiny_model().to(dtype)
+    before = weights(model)
+    result = Run(method).on(model)
+    assert result.steps == 4
+    assert any(not torch.equal(value, before[name]) for name, value in weights(model).items())
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_weight_decay_spares_vectors() -> None:
+    arguments = {"weight_decay": 0.5, "learning_rate": 1e-2, "max_steps": 1, "adam_epsilon": 1e9}
+    _, model = Run("graddiff", arguments=arguments).make()
+    start = weights(make_tiny_model())
+    for name, value in weights(model).items():
+        shrunk = start[name] * (1 - 0.5 * 1e-2) if value.ndim > 1 else start[name]
+        assert torch.allclose(value, shrunk, atol=1e-7)
+
+
+def test_the_gradient_is_clipped_and_0_is_no_clipping() -> None:
+    def first_move(**arguments: float) -> float:
+        # With a huge epsilon AdamW's first step is proportional to the gradient.
+        _, model = Run("ga", arguments={"max_steps": 1, "adam_epsilon": 1e3, "learning_rate": 1.0, **arguments}).make()
+        start = weights(make_tiny_model())
+        return float(torch.cat([(v - start[n]).flatten() for n, v in weights(model).items()]).norm())
+
+    result, _ = Run("ga", arguments={"max_steps": 1}).make()
+    norm = result.history[1].grad_norm
+    assert norm is not None
+    assert norm > 2
+    assert first_move(max_grad_norm=1.0) == pytest.approx(1e-3, rel=1e-2)
+    assert first_move(max_grad_norm=0.5) == pytest.approx(0.5e-3, rel=1e-2)
+    assert first_move(max_grad_norm=0.0) == pytest.approx(norm * 1e-3, rel=1e-1)
+    assert first_move(max_grad_norm=1e3) == first_move(max_grad_norm=0.0)

@@ -1,0 +1,31 @@
+"""Processes of their own for tests, forked from a server that has imported the heavy libraries once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+
+@contextmanager
+def processes() -> Iterator[Callable[..., BaseProcess]]:
+    """`start(function, *arguments)` for the block; whatever still runs at its end is killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["unlearning_runs"])
+    started: list[BaseProcess] = []
+
+    def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+        process = context.Process(target=function, args=arguments)
+        process.start()
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+            process.close()
