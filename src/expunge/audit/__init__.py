@@ -1,0 +1,1 @@
+"""Measures of a model before and after unlearning and attacks, and the verdict that they lead to."""
