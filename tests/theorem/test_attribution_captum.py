@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradientXActivation
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -27,21 +31,16 @@ from expunge.models.architecture import describe
 SIZES = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "initializer_range": 0.2}
 
 
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, use_cache=False, **SIZES))
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {"max_position_embeddings": 64, "use_cache": False, **SIZES}
 
-
-def neox() -> PreTrainedModel:
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return GPTNeoXForCausalLM(GPTNeoXConfig(max_position_embeddings=64, use_cache=False, **shape, **SIZES))
-
-
-def phi3() -> PreTrainedModel:
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return Phi3ForCausalLM(Phi3Config(max_position_embeddings=64, use_cache=False, **shape, **SIZES))
-
-
-MODELS = {"llama": make_tiny_model, "gpt2": gpt2, "neox": neox, "phi3": phi3}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": make_tiny_model,
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **SIZES)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE, **SMALL)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SHAPE, **SMALL)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, num_key_value_heads=2, **SMALL)),
+}
 
 
 @pytest.mark.parametrize("family", MODELS)
