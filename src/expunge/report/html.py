@@ -27,7 +27,7 @@ def render(records: Sequence[Record], title: str | None = None) -> str:
     """The HTML of a report on `records`, side by side where there are several; InputError where there are none."""
     if not records:
         raise InputError("There is nothing to report on.", "no records", "Name at least one run that was audited.")
-    runs = figures.labelled(records)
+    runs = figures.labelled([record.canonical() for record in records])
     with drawing():
         panels = {
             "levels": figures.level_panels(runs),

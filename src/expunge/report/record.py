@@ -87,6 +87,10 @@ class Record(Part):
         tree = _rounded(self.model_dump(mode="python"))
         return json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
+    def canonical(self) -> Self:
+        """The record as it reads back from its file: rounded, keys sorted; so pages of both are the same bytes."""
+        return self.loads(self.dumps())
+
     @classmethod
     def loads(cls, text: str, where: str = "record") -> Self:
         """The record in `text`; InputError names the field at fault or the version that this package cannot read."""

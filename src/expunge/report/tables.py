@@ -69,6 +69,20 @@ def _score_rows(title: str, changes: Sequence[Change]) -> list[Row]:
     return rows
 
 
+def score_rows(record: Record) -> list[Row]:
+    """One row per set of facts that was measured: number, chance, accuracy and log-odds before and after."""
+    scores = record.scores
+    sets = {"to forget": scores.forget, "to retain": scores.retain, "test": scores.test, **scores.groups}
+    return [Row(plain(name), _score_cells(change)) for name, change in sets.items() if change.before.n]
+
+
+def _score_cells(change: Change) -> tuple[str, ...]:
+    """Cells of `score_rows`."""
+    before, after = change.before, change.after
+    guess = (str(before.n), percent(before.chance))
+    return (*guess, percent(before.accuracy), percent(after.accuracy), signed(before.log_odds), signed(after.log_odds))
+
+
 def _recovery(attack: Attack) -> str:
     """`62 % (43 to 81 %)`."""
     bounds = interval(attack)
@@ -230,7 +244,7 @@ class Price:
 
 
 def prices(runs: Sequence[Labelled]) -> list[Price]:
-    """Time per stage, memory and steps of each run; bars share one scale."""
+    """Time per stage (the longest first), memory and steps of each run; bars share one scale."""
     costs = [run.record.cost for run in runs]
     longest = max((s for cost in costs for s in cost.stages.values()), default=0.0) or 1.0
     return [
@@ -239,7 +253,10 @@ def prices(runs: Sequence[Labelled]) -> list[Price]:
             total=duration(cost.seconds),
             memory=size(cost.peak_bytes),
             steps=str(cost.steps),
-            stages=tuple(Stage(plain(k), duration(s), round(100 * s / longest, 1)) for k, s in cost.stages.items()),
+            stages=tuple(
+                Stage(plain(name), duration(seconds), round(100 * seconds / longest, 1))
+                for name, seconds in sorted(cost.stages.items(), key=lambda stage: (-stage[1], stage[0]))
+            ),
         )
         for run, cost in zip(runs, costs, strict=True)
     ]

@@ -57,7 +57,7 @@ def card(run: Labelled) -> Card:
         low=_on_bar(low),
         mid=_on_bar(mid),
         high=_on_bar(high),
-        budget=visible(details.budget),
+        budget=visible(details.budget).rstrip("."),
         confidence=visible(details.confidence),
     )
 
@@ -114,7 +114,7 @@ def said_of_grain(runs: Sequence[Labelled]) -> str:
     sizes = [a.start.n for run in runs for a in run.record.attacks if a.start.n]
     if not sizes:
         return ""
-    return f"Small sets are coarse: with {min(sizes)} facts, one fact is {percent(1 / min(sizes))} of accuracy. "
+    return f"Small sets are coarse: with {min(sizes)} facts, one fact is {percent(1 / min(sizes))} of accuracy."
 
 
 def said_of_lens(runs: Sequence[Labelled]) -> str:

@@ -1,0 +1,208 @@
+"""The page: self-contained, the same bytes each time, and safe with what a model says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from expunge.errors import InputError
+from expunge.report.figures import labelled
+from expunge.report.html import render
+from expunge.report.record import Influence, Item, ItemState, Record, Score, Scores
+from expunge.report.tables import marked, question
+from synthetic_record import STORIES, make_record
+
+EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\u202egnp.exe\u2066\x1b[2J{{ 7*7 }}$\\alpha'
+
+
+class Page(HTMLParser):
+    """Elements, ids, links and shown text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            self.ids += [value or ""] if name == "id" else []
+            self.links += [value or ""] if name in {"href", "src", "xlink:href", "action", "data"} else []
+            self.handlers += [name] if name.startswith("on") else []
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def shown(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def two() -> str:
+    return render([make_record("graddiff"), make_record("ssiuu")])
+
+
+def with_evil(record: Record) -> Record:
+    state = ItemState(words=EVIL)
+    items = (Item(id="evil", prompt=EVIL, answer=EVIL, split="forget", before=state, after=state, attacked=state),)
+    attacks = (record.attacks[0].model_copy(update={"name": EVIL, "budget": EVIL}), *record.attacks[1:])
+    return record.model_copy(
+        update={
+            "name": EVIL,
+            "items": items,
+            "attacks": attacks,
+            "recipe": record.recipe.model_copy(update={"method": EVIL, "arguments": {EVIL: EVIL}}),
+            "verdict_details": record.verdict_details.model_copy(update={"reasons": (EVIL,), "budget": EVIL}),
+            "scores": record.scores.model_copy(update={"groups": {EVIL: record.scores.test}}),
+            "model": record.model.model_copy(update={"name": EVIL, "source": EVIL}),
+        }
+    )
+
+
+def bare(record: Record) -> Record:
+    """A record of a run without options for anything: no attacks, no audit, nothing but forget scores."""
+    nothing = Score(accuracy=0, log_odds=0, chance=0, n=0)
+    empty = record.scores.test.model_copy(update={"before": nothing, "after": nothing})
+    tree = record.model_dump(include={"created", "verdict", "control", "cost", "recipe", "versions", "hashes", "model"})
+    scores = Scores(forget=record.scores.forget, retain=empty, test=empty)
+    return Record.model_validate({**tree, "scores": scores, "attacks": (), "verdict_details": {"reasons": ()}})
+
+
+def test_the_same_records_give_the_same_bytes(two: str) -> None:
+    code = (
+        "import hashlib; from synthetic_record import make_record; from expunge.report.html import render;"
+        "print(hashlib.sha256(render([make_record('graddiff'), make_record('ssiuu')]).encode()).hexdigest())"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo", "PYTHONPATH": str(Path(__file__).parents[1])}
+    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == hashlib.sha256(two.encode()).hexdigest()
+
+
+def test_a_record_from_its_file_gives_the_same_bytes_as_the_one_in_memory(two: str) -> None:
+    assert render([Record.loads(make_record(name).dumps()) for name in ("graddiff", "ssiuu")]) == two
+
+
+def test_two_records_render_within_five_seconds() -> None:
+    start = perf_counter()
+    render([make_record("graddiff"), make_record("ssiuu")])
+    assert perf_counter() - start < 5
+
+
+def test_the_page_needs_nothing_from_elsewhere(two: str) -> None:
+    page = Page(two)
+    assert not set(page.tags) & {"script", "img", "iframe", "object", "embed", "base", "form", "video", "audio"}
+    assert all(link.startswith(("#", "data:,")) for link in page.links)
+    assert not page.handlers
+    assert not re.search(r"@import|@font-face|url\((?!#)", two)
+    assert "default-src 'none'" in two
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(two: str) -> None:
+    page = Page(two)
+    assert page.ids and len(set(page.ids)) == len(page.ids)
+    assert set(re.findall(r"(?:url\(|href=\")#([\w-]+)", two)) <= set(page.ids)
+
+
+def test_what_a_model_says_stays_text() -> None:
+    text = render([with_evil(make_record())], title=EVIL)
+    clean, page = Page(render([make_record()])), Page(text)
+    assert set(page.tags) == set(clean.tags) and not page.handlers
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", text)
+    assert "<script>alert(1)</script>" in page.shown and "⟨U+202E⟩gnp.exe" in page.shown and "{{ 7*7 }}" in page.shown
+
+
+def test_the_verdict_is_a_word_a_sentence_and_a_shape_of_its_own() -> None:
+    page = render([bare(make_record(name)) for name in STORIES])
+    cards = re.findall(r'<article class="card">(.*?)</article>', page, re.DOTALL)
+    assert [story.verdict in Page(card).shown for story, card in zip(STORIES.values(), cards, strict=True)] == [
+        True
+    ] * 5
+    shapes = [card[card.index("<svg") : card.index("</svg>")] for card in cards]
+    meanings = re.findall(r'class="meaning">(.*?)</p>', page)
+    assert len(set(shapes)) == len(set(meanings)) == 5
+
+
+def test_every_section_is_there_in_order(two: str) -> None:
+    heads = re.findall(r"<h2[^>]*>(.*?)</h2>", two, re.DOTALL)
+    assert [re.sub("<.*?>", "", h).split(",")[0] for h in heads[2:]] == [
+        "How to read this", "Key numbers", "What came back", "The way down", "Erased or hidden", "Where it happened",
+        "What each layer would say", "What else went", "In its own words", "What it cost the model", "What it cost us",
+        "Provenance", "What this does not prove",
+    ]  # fmt: skip
+
+
+def test_numbers_come_from_the_record(two: str) -> None:
+    shown = Page(two).shown
+    for record in (make_record("graddiff"), make_record("ssiuu")):
+        assert record.influence and record.strongest
+        assert f"{100 * record.strongest.recovery:.0f} % came back under relearn-harmful" in shown
+        assert f"erased {record.influence.erased:.2f}, hidden {record.influence.hidden:.2f}" in shown
+        assert all(value in shown for value in (record.hashes.weights_after, record.control.sentence))
+
+
+def test_a_bare_record_still_makes_a_page() -> None:
+    page = Page(render([bare(make_record())]))
+    assert "No attack was run." in page.shown and "To forget: 24 facts" in page.shown
+    assert "To retain" not in page.shown and "Erased or hidden, inside" not in page.shown
+
+
+def test_degenerate_values_still_make_a_page() -> None:
+    record = make_record()
+    assert record.influence
+    zeros = tuple(tuple(0.0 for _ in row) for row in record.influence.map_plus)
+    flat: Influence = record.influence.model_copy(
+        update={"map_plus": zeros, "map_minus": zeros, "curve_plus": (0.0,) * 3, "curve_minus": (0.0,) * 3,
+                "curve_m": (1, 10, 100)}
+    )  # fmt: skip
+    attacks = tuple(a.model_copy(update={"curve": a.curve[:1], "best": None}) for a in record.attacks)
+    history = record.training.model_copy(update={"history": record.training.history[:1]})
+    page = render([record.model_copy(update={"influence": flat, "attacks": attacks, "training": history})])
+    assert not re.search(r"\b(nan|inf)\b", Page(page).shown)
+
+
+def test_runs_of_the_same_method_are_told_apart() -> None:
+    first = make_record()
+    second = first.model_copy(update={"name": "other"})
+    assert [run.label for run in labelled([first])] == ["graddiff"]
+    assert [run.label for run in labelled([first, second])] == ["graddiff · world facts-graddiff", "graddiff · other"]
+    assert [run.label for run in labelled([first, first])] == ["graddiff (1)", "graddiff (2)"]
+
+
+def test_no_record_no_page() -> None:
+    with pytest.raises(InputError, match="nothing to report"):
+        render([])
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "html"),
+    [
+        ("It is Oslo, the", "Oslo", "It is <mark>Oslo</mark>, the"),
+        ("oslo", "Oslo", "<mark>oslo</mark>"),
+        ("Romeo in Rome", "Rome", "Romeo in <mark>Rome</mark>"),
+        ("<b>Rome</b>", "Rome", "&lt;b&gt;<mark>Rome</mark>&lt;/b&gt;"),
+        ("a.c abc", "a.c", "<mark>a.c</mark> abc"),
+        ("<i>", "<i>", "<mark>&lt;i&gt;</mark>"),
+        ("anything", "", "anything"),
+    ],
+)
+def test_the_right_answer_is_marked_as_a_whole_word(words: str, answer: str, html: str) -> None:
+    assert str(marked(words, answer)) == html
+
+
+def test_the_question_is_taken_out_of_its_prompt() -> None:
+    assert question("Question: Who?\nAnswer:") == "Who?"
+    assert question("Alice lives in") == "Alice lives in"
