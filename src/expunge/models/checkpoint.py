@@ -9,16 +9,17 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.errors import InternalError
-from expunge.models.quiet import quiet
 from expunge.models.storage import atomic_folder, atomic_write_text, folder_hashes, remove_leftovers, sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "Checkpoint",
@@ -93,6 +94,8 @@ def save_pretrained_atomic(model: PreTrainedModel, tokenizer: PreTrainedTokenize
         ResourceError: the disk is full.
         InternalError: adapters are still in the model; merge them first.
     """
+    from expunge.models.quiet import quiet
+
     adapted = [name for name, _ in model.named_parameters() if ".base_layer." in name]
     if adapted:
         raise InternalError("A model with unmerged adapters cannot be saved as an ordinary one.", adapted[0])

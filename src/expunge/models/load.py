@@ -130,13 +130,20 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    # Mismatches are let through here because transformers explains them in a printed table; we name the first.
     with _input_errors("The weights cannot be read", folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        what = f"{len(missing)} tensors of the model are not in its weights, the first is {missing[0]}."
+    wrong = sorted([*loaded[1]["missing_keys"], *(key for key, *_ in loaded[1]["mismatched_keys"])])
+    if wrong:
+        what = f"{len(wrong)} tensors of the model are missing or of another shape, the first is {wrong[0]}."
         raise InputError(what, str(folder), "The checkpoint is incomplete or belongs to another config.json.")
     model.config.use_cache = False
     return model
