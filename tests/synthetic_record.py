@@ -40,6 +40,7 @@ CAPITALS = {
 }  # fmt: skip
 STAY = {"Region of Kenya": "Africa", "Currency of Japan": "Yen", "Largest city of Austria": "Vienna"}
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
+EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\u202egnp.exe\u2066\x1b[2J{{ 7*7 }}$\\alpha'
 CHANCE = 1 / 3
 LAYERS = 30
 
@@ -225,7 +226,7 @@ def make_record(name: str = "graddiff") -> Record:
             ),
             strongest_attack="relearn-harmful",
             budget="3 attacks, each with 3 learning rates and 3 seeds, up to 60 steps on at most 200 examples",
-            confidence="The 95 % interval of the recovery lies on one side of the threshold 0.2.",
+            confidence="moderate",
         ),
         scores=Scores(
             forget=gone,
@@ -292,3 +293,30 @@ def make_record(name: str = "graddiff") -> Record:
             bos="the tokenizer adds none",
         ),
     )
+
+
+def with_evil(record: Record) -> Record:
+    """`record` with hostile text wherever text can come from outside."""
+    state = ItemState(words=EVIL)
+    items = (Item(id="evil", prompt=EVIL, answer=EVIL, split="forget", before=state, after=state, attacked=state),)
+    attacks = (record.attacks[0].model_copy(update={"name": EVIL, "budget": EVIL}), *record.attacks[1:])
+    return record.model_copy(
+        update={
+            "name": EVIL,
+            "items": items,
+            "attacks": attacks,
+            "recipe": record.recipe.model_copy(update={"method": EVIL, "arguments": {EVIL: EVIL}}),
+            "verdict_details": record.verdict_details.model_copy(update={"reasons": (EVIL,), "budget": EVIL}),
+            "scores": record.scores.model_copy(update={"groups": {EVIL: record.scores.test}}),
+            "model": record.model.model_copy(update={"name": EVIL, "source": EVIL}),
+        }
+    )
+
+
+def bare(record: Record) -> Record:
+    """A record of a run without options for anything: no attacks, no audit, nothing but forget scores."""
+    nothing = Score(accuracy=0, log_odds=0, chance=0, n=0)
+    empty = record.scores.test.model_copy(update={"before": nothing, "after": nothing})
+    tree = record.model_dump(include={"created", "verdict", "control", "cost", "recipe", "versions", "hashes", "model"})
+    scores = Scores(forget=record.scores.forget, retain=empty, test=empty)
+    return Record.model_validate({**tree, "scores": scores, "attacks": (), "verdict_details": {"reasons": ()}})

@@ -17,11 +17,9 @@ import pytest
 from expunge.errors import InputError
 from expunge.report.figures import labelled
 from expunge.report.html import render
-from expunge.report.record import Influence, Item, ItemState, Record, Score, Scores
+from expunge.report.record import Influence, Record
 from expunge.report.tables import marked, question
-from synthetic_record import STORIES, make_record
-
-EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\u202egnp.exe\u2066\x1b[2J{{ 7*7 }}$\\alpha'
+from synthetic_record import EVIL, STORIES, bare, make_record, with_evil
 
 
 class Page(HTMLParser):
@@ -54,32 +52,6 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def two() -> str:
     return render([make_record("graddiff"), make_record("ssiuu")])
-
-
-def with_evil(record: Record) -> Record:
-    state = ItemState(words=EVIL)
-    items = (Item(id="evil", prompt=EVIL, answer=EVIL, split="forget", before=state, after=state, attacked=state),)
-    attacks = (record.attacks[0].model_copy(update={"name": EVIL, "budget": EVIL}), *record.attacks[1:])
-    return record.model_copy(
-        update={
-            "name": EVIL,
-            "items": items,
-            "attacks": attacks,
-            "recipe": record.recipe.model_copy(update={"method": EVIL, "arguments": {EVIL: EVIL}}),
-            "verdict_details": record.verdict_details.model_copy(update={"reasons": (EVIL,), "budget": EVIL}),
-            "scores": record.scores.model_copy(update={"groups": {EVIL: record.scores.test}}),
-            "model": record.model.model_copy(update={"name": EVIL, "source": EVIL}),
-        }
-    )
-
-
-def bare(record: Record) -> Record:
-    """A record of a run without options for anything: no attacks, no audit, nothing but forget scores."""
-    nothing = Score(accuracy=0, log_odds=0, chance=0, n=0)
-    empty = record.scores.test.model_copy(update={"before": nothing, "after": nothing})
-    tree = record.model_dump(include={"created", "verdict", "control", "cost", "recipe", "versions", "hashes", "model"})
-    scores = Scores(forget=record.scores.forget, retain=empty, test=empty)
-    return Record.model_validate({**tree, "scores": scores, "attacks": (), "verdict_details": {"reasons": ()}})
 
 
 def test_the_same_records_give_the_same_bytes(two: str) -> None:

@@ -259,7 +259,7 @@ def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
 
 
 def cumulative(influence: Influence, top: float) -> Figure:
-    """Sums of the top m D+ (erased, blue) and D- (hidden, orange) against m, with a mark at m = 100."""
+    """Sums of the top m D+ (erased, blue) and D- (hidden, orange) against m, with a mark at `influence.top`."""
     figure, (axes,) = sheet(160, (30, 26, WIDTH - 56, 146))
     lines = ((influence.curve_plus, "erased", AFTER), (influence.curve_minus, "hidden", ATTACK))
     for values, _, colour in lines:
@@ -267,9 +267,9 @@ def cumulative(influence: Influence, top: float) -> Figure:
     axes.set_xscale("log")
     axes.set_xlim(max(1, influence.curve_m[0]), influence.curve_m[-1])
     axes.set_ylim(0.0, top * 1.05)
-    axes.axvline(100, color=CHANCE, linewidth=1.0, linestyle=DASH, zorder=0)
-    axes.annotate("m = 100", (100, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", size=SMALL,
-                  color=MUTED)  # fmt: skip
+    axes.axvline(influence.top, color=CHANCE, linewidth=1.0, linestyle=DASH, zorder=0)
+    above = (influence.top, 1), (0, 3), ("data", "axes fraction"), "offset points"
+    axes.annotate(f"m = {influence.top}", *above, ha="center", size=SMALL, color=MUTED)
     _name_ends(axes, [End(values[-1], name, colour) for values, name, colour in lines])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

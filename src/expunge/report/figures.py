@@ -132,7 +132,9 @@ def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
     panels = []
     for i, (name, influence) in enumerate(found):
         if influence and influence.curve_m:
-            label = f"{name}: at m = 100 erased {number(influence.erased)}, hidden {number(influence.hidden)}"
+            label = (
+                f"{name}: at m = {influence.top} erased {number(influence.erased)}, hidden {number(influence.hidden)}"
+            )
             panels.append(Panel(f"{name}: influence", to_svg(charts.cumulative(influence, top), f"sum{i}", label)))
     return panels
 

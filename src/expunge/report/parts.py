@@ -68,7 +68,7 @@ class Scores(Part):
 
 
 class VerdictDetails(Part):
-    """Why the verdict was given: sentences, the strongest attack's name, the budget and the confidence in words."""
+    """Why the verdict was given: sentences, the strongest attack's name, the budget in words, the confidence."""
 
     reasons: tuple[str, ...]
     strongest_attack: str = ""
@@ -128,10 +128,13 @@ class Attack(Part):
 class Influence(Part):
     """Influence lost (D+, erased) and negative influence gained (D-, hidden), arXiv:2509.22263.
 
-    erased, hidden: sums of the 100 largest D+ and D-. curve_*: cumulative sums of the top `curve_m` neurons.
-    map_*: [modules][layers], mean of the top-100 variations. saturated_share: forget pairs with P near 0 or 1.
+    of: the attributed quantity. erased, hidden: sums of the `top` largest D+ and D-. curve_*: cumulative sums of the
+    top `curve_m` neurons. map_*: [modules][layers], mean of the `top` largest of that map. saturated_share: forget
+    pairs with P near 0 or 1, of which influence says little.
     """
 
+    of: str = "probability"
+    top: Count = 100
     erased: float
     hidden: float
     curve_m: tuple[int, ...]

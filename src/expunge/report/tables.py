@@ -50,7 +50,7 @@ def key_rows(runs: Sequence[Labelled]) -> list[Row]:
     influences = [run.record.influence for run in runs]
     if any(influences):
         rows += [
-            Row("Inside, at m = 100"),
+            Row("Inside"),
             Row("erased, D+", tuple(number(i.erased) if i else NONE for i in influences), 2),
             Row("hidden, D−", tuple(number(i.hidden) if i else NONE for i in influences), 2),
         ]

@@ -58,7 +58,7 @@ def card(run: Labelled) -> Card:
         mid=_on_bar(mid),
         high=_on_bar(high),
         budget=visible(details.budget).rstrip("."),
-        confidence=visible(details.confidence),
+        confidence=visible(details.confidence).rstrip("."),
     )
 
 
@@ -100,13 +100,15 @@ def said_of_control(runs: Sequence[Labelled]) -> str:
 
 def said_of_influence(runs: Sequence[Labelled]) -> str:
     """Erased against hidden at m = 100, per run, and the warning about saturated pairs."""
-    said, saturated = [], []
+    said, saturated, quantities = [], [], []
     for run in runs:
         if (influence := run.record.influence) is None:
             continue
         said.append(f"{run.label}: erased {number(influence.erased)}, hidden {number(influence.hidden)}")
         saturated.append(f"{run.label} {percent(influence.saturated_share)}")
-    return f"At m = 100, {'; '.join(said)}. Pairs too certain to tell: {', '.join(saturated)}."
+        quantities.append(plain(influence.of))
+    of = listed(list(dict.fromkeys(quantities)))
+    return f"At the mark, {'; '.join(said)} (of the {of}). Pairs too certain to tell: {', '.join(saturated)}."
 
 
 def said_of_grain(runs: Sequence[Labelled]) -> str:
