@@ -117,6 +117,18 @@ def test_the_model_comes_back_bit_equal(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_low_precision_does_not_weaken_an_attack(
+    tiny_model: LlamaForCausalLM, encoder: Encoder, request_: Request
+) -> None:
+    """A step of 1e-5 is lost to rounding in bf16, so the attack must run as on the same weights in fp32."""
+    attack = make_attack("relearn-related", {**SHORT, "learning_rates": [1e-5]})
+    low, full = (
+        attack.run(tiny_model.to(dtype), encoder, request_).result for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert low.curve == full.curve
+    assert low.curve[0].item_log_odds != low.curve[-1].item_log_odds
+
+
 def test_the_model_comes_back_after_an_interruption(
     tiny_model: LlamaForCausalLM, encoder: Encoder, request_: Request
 ) -> None:
@@ -152,8 +164,9 @@ def test_spending_is_counted_and_stays_within_the_allowance(
 def test_divergence_ends_the_cell_and_is_noted(
     tiny_model: LlamaForCausalLM, encoder: Encoder, request_: Request
 ) -> None:
-    attack = make_attack("relearn-related", {**SHORT, "learning_rates": [1e-4, 1e30], "max_steps": 4})
-    result, _ = attack.run(tiny_model, encoder, request_)
+    settings = {**SHORT, "learning_rates": [1e-4, 1e30], "max_steps": 4, "eval_every": 4}
+    result, _ = make_attack("relearn-related", settings).run(tiny_model, encoder, request_)
+    assert result.spent.steps < 4 + 4, "a cell ends with the first loss that is no number"
     assert "1e+30" in result.notes[0]
     assert all(abs(point.log_odds) < 1e3 for point in result.curve)
 
