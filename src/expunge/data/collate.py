@@ -174,7 +174,7 @@ class Encoder:
             return Encoded(tuple(tokens.ids), start)
         self._warn_of_cut()
         front = tokens.from_character(0)
-        answer = tokens.ids[start:][: self.max_length - front - min(1, start - front)]
+        answer = tokens.ids[start:][: max(self.max_length - front - min(1, start - front), 1)]
         kept = self.max_length - front - len(answer)
         return Encoded((*tokens.ids[:front], *tokens.ids[start - kept : start], *answer), front + kept)
 

@@ -48,6 +48,12 @@ class Record:
         fields = ", ".join(sorted(map(str, self.row))) or "none"
         raise self.error(f"No known form of record has these fields: {fields}.", f"Use one of: {FORMS}.")
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether this is an instruction with an empty output, of which Alpaca itself has some."""
+        output = self.row.get("output")
+        return "instruction" in self.row and isinstance(output, str) and not output.strip()
+
     def error(self, what: str, fix: str = "") -> InputError:
         """An InputError at this place."""
         return InputError(what, self.place, fix)
@@ -86,10 +92,12 @@ class Record:
 
     def options(self, answer: str) -> tuple[str, ...]:
         """The wrong answers of this row: full choice lists lose the right one, repeats are dropped."""
-        found = [option for key in _OPTION_KEYS for option in self.texts(key)]
-        unique = {_same(option): option for option in reversed(found)}
-        unique.pop(_same(answer), None)
-        return tuple(reversed(unique.values()))
+        found = dict.fromkeys(option.strip() for key in _OPTION_KEYS for option in self.texts(key))
+        right = {answer.strip()}
+        if not right & found.keys():
+            # Only then is a difference in case a slip: some questions ask for nothing but the capitals of a title.
+            right = {option for option in found if option.casefold() == answer.strip().casefold()}
+        return tuple(option for option in found if option not in right)
 
     def label(self, key: str) -> str:
         """The value under `key` as text, empty if absent."""
@@ -103,10 +111,6 @@ class Record:
 
 def _kind(value: object) -> str:
     return "empty" if value is None else type(value).__name__
-
-
-def _same(text: str) -> str:
-    return text.strip().casefold()
 
 
 def _answer(record: Record) -> str:

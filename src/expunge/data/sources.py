@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from expunge.data.example import Example
 from expunge.data.forms import Question, Record, plain_question
 from expunge.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
@@ -23,7 +26,7 @@ Placed = tuple[str, object]
 def read_examples(
     source: str | Path, *, split: str = "train", question: Question = plain_question
 ) -> tuple[Example, ...]:
-    """All records of `source`, in order.
+    """All records of `source`, in order; instructions with an empty output are left out with a logged warning.
 
     Args:
         source: a .jsonl, .json (an array, or JSON lines as on the Hub) or .parquet file, or "org/name[:config]".
@@ -33,10 +36,13 @@ def read_examples(
     Raises:
         InputError: the source is missing, empty or unreadable, or one of its records is malformed; says where.
     """
-    rows = list(_rows(source, split))
-    if not rows:
+    records = [_record(place, row, question) for place, row in _rows(source, split)]
+    answered = [record for record in records if not record.unanswered]
+    if not answered:
         raise InputError("This source holds no records.", str(source), "Give at least one record.")
-    return tuple(_record(place, row, question).example() for place, row in rows)
+    if len(answered) < len(records):
+        logger.warning("%s: %d instructions without an output are left out.", source, len(records) - len(answered))
+    return tuple(record.example() for record in answered)
 
 
 def read_texts(source: str | Path, *, split: str = "train") -> tuple[str, ...]:

