@@ -118,6 +118,7 @@ def test_damaged_newest_is_skipped_with_a_warning(
 FULL: dict[str, Exception] = {
     "python": OSError(errno.ENOSPC, "No space left on device"),
     "quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "tokenizers": Exception("No space left on device (os error 28)"),
     "safetensors": SafetensorError("I/O error: No space left on device (os error 28)"),
 }
 

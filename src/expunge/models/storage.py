@@ -9,18 +9,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from expunge.errors import ResourceError
 
 TEMPORARY = ".tmp-"
-_FULL = {errno.ENOSPC: "The disk is full.", errno.EDQUOT: "The disk quota is used up."}
+_FULL: dict[int | None, str] = {errno.ENOSPC: "The disk is full.", errno.EDQUOT: "The disk quota is used up."}
 
 
 @contextmanager
@@ -28,20 +27,19 @@ def disk_errors(where: Path) -> Iterator[None]:
     """Turn a full disk into ResourceError; other errors pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _full(_FULL[error.errno], where) from error
-        raise
-    except SafetensorError as error:
-        # safetensors writes in Rust and reports the system's error number only inside its message.
-        for number, what in _FULL.items():
-            if f"os error {number}" in str(error):
-                raise _full(what, where) from error
+    except Exception as error:
+        if (what := _FULL.get(_error_number(error))) is not None:
+            fix = "Free some space or choose another folder; nothing half-written was left."
+            raise ResourceError(what, str(where), fix) from error
         raise
 
 
-def _full(what: str, where: Path) -> ResourceError:
-    return ResourceError(what, str(where), "Free some space or choose another folder; nothing half-written was left.")
+def _error_number(error: Exception) -> int | None:
+    """The system's error number; safetensors and tokenizers, written in Rust, tell it only inside their message."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager
