@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from expunge.report.record import (
+    GOLD_MODEL,
     Attack,
     AttackControl,
     Change,
@@ -320,3 +321,18 @@ def bare(record: Record) -> Record:
     tree = record.model_dump(include={"created", "verdict", "control", "cost", "recipe", "versions", "hashes", "model"})
     scores = Scores(forget=record.scores.forget, retain=empty, test=empty)
     return Record.model_validate({**tree, "scores": scores, "attacks": (), "verdict_details": {"reasons": ()}})
+
+
+def with_gold(record: Record) -> Record:
+    """`record` with a gold model as control, whose curve under each attack is near ignorance and rises a little."""
+
+    def control(attack: Attack) -> AttackControl:
+        curve = tuple(
+            point.model_copy(update={"log_odds": -0.2 + 0.004 * point.step, "accuracy": CHANCE})
+            for point in attack.curve
+        )
+        return AttackControl(accuracy=CHANCE, log_odds=0.04, curve=curve)
+
+    sentence = "The control is a model trained in the same way without the facts, attacked in the same way."
+    attacks = tuple(attack.model_copy(update={"control": control(attack)}) for attack in record.attacks)
+    return record.model_copy(update={"attacks": attacks, "control": Control(kind=GOLD_MODEL, sentence=sentence)})

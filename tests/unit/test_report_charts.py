@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from expunge.report import charts, figures, theme
 from expunge.report.canvas import drawing, to_svg
 from expunge.report.figures import Panel, labelled
-from synthetic_record import make_record
+from synthetic_record import make_record, with_gold
 
 
 def all_panels(*names: str) -> list[Panel]:
@@ -131,3 +131,13 @@ def test_text_colours_are_legible(scheme: dict[str, str], text: str) -> None:
 def test_the_ramp_is_ordered_by_lightness_alone(ramp: tuple[str, ...]) -> None:
     steps = [luminance(colour) for colour in ramp]
     assert steps in (sorted(steps), sorted(steps, reverse=True)) and len(set(steps)) == theme.LEVELS
+
+
+def test_the_control_is_a_diamond_where_it_was_measured_and_the_dashed_line_where_it_was_assumed() -> None:
+    record = make_record()
+    with drawing():
+        assumed, measured = (figures.level_panels(labelled([r])) for r in (record, with_gold(record)))
+        climbs = figures.curve_panels(labelled([with_gold(record)]))[1].svg
+    diamonds = [p.svg.count("fill: var(--surface); stroke: var(--ink)") for p in (*assumed, *measured)]
+    assert diamonds[:2] == [0, 0] and diamonds[2] == diamonds[3] >= len(record.attacks)
+    assert ">control<" in climbs

@@ -23,8 +23,8 @@ def test_nothing_invisible_is_left_and_lengths_are_bounded(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("Paris\n", "Paris␊"),
-        ("a\x1b[31mb\x7f", "a␛[31mb␡"),
+        ("Paris\n\t", "Paris\\n\\t"),
+        ("a\x1b[31mb\x7f", "a⟨U+001B⟩[31mb⟨U+007F⟩"),
         ("abc\u202etxt", "abc⟨U+202E⟩txt"),
         ("zero\u200bwidth", "zero⟨U+200B⟩width"),
         ("e" + "\u0301" * 9, "e" + "\u0301" * 3),

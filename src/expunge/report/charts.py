@@ -19,12 +19,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from expunge.report.canvas import FONT, SMALL, WIDTH, sheet
 from expunge.report.record import Attack, Influence, LogitLens, Score, Training
 from expunge.report.theme import HEAT, LEVELS, STAND_IN
-from expunge.report.words import percent, plain, tick
+from expunge.report.words import percent, plain, tick, visible
 
 INK, MUTED, CHANCE = STAND_IN["ink"], STAND_IN["muted"], STAND_IN["chance"]
 BEFORE, AFTER, ATTACK = STAND_IN["before"], STAND_IN["after"], STAND_IN["attack"]
 RATES = (ATTACK, STAND_IN["attack2"], STAND_IN["attack3"])
 ROW = 17.0
+LABEL = 20  # characters of a row label
 DASH = (0, (3, 2.5))
 
 Limits = tuple[float, float]
@@ -61,7 +62,7 @@ def padded(values: Sequence[float], share: float = 0.06) -> Limits:
 
 def gutter(names: Sequence[str]) -> float:
     """Points that row labels need: the measuring font is wide, so this errs to the safe side."""
-    return min(112.0, 12 + 4.5 * max(map(len, names), default=0))
+    return 12 + 4.6 * min(LABEL + 1, max(map(len, names), default=0))
 
 
 def levels(bars: Sequence[Bar], limits: Limits, guess: float, guess_name: str, show: Callable[[float], str]) -> Figure:
@@ -119,7 +120,7 @@ def dots(pairs: Sequence[Pair], limits: Limits, show: Callable[[float], str]) ->
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     """Row labels from top to bottom, no box."""
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), names, fontsize=FONT)
+    axes.set_yticks(range(len(names)), [visible(name, LABEL) for name in names], fontsize=FONT)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)

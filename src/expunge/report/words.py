@@ -13,8 +13,8 @@ MAX_MARKS = 3
 def visible(text: str, limit: int = 300) -> str:
     """`text` on one line, at most `limit` characters, with everything that would not show or would reorder text named.
 
-    Control characters become control pictures, other invisible ones (bidi overrides, zero-width, private use) their
-    code point; more than three combining marks in a row are dropped. Escaping for HTML or Markdown is the caller's.
+    A line feed becomes `\\n`; other controls, bidi overrides, zero-width and private-use characters their code point;
+    more than three combining marks in a row are dropped. Escaping for HTML or Markdown is the caller's.
     """
     shown: list[str] = []
     marks = 0
@@ -27,11 +27,8 @@ def visible(text: str, limit: int = 300) -> str:
 
 
 def _named(char: str) -> str:
-    """A control picture for C0 controls and DEL, `⟨U+202E⟩` for others."""
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    """Backslash n or t for the usual ones, `⟨U+202E⟩` for others: signs that every font has."""
+    return {"\n": "\\n", "\t": "\\t"}.get(char, f"⟨U+{ord(char):04X}⟩")
 
 
 def percent(share: float | None) -> str:
