@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from conftest import make_tiny_model
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
+from expunge.models.quiet import quiet
 from expunge.models.scores import ItemScore, greedy, log_odds, score_items, summarise
 from families import CONFIGS, family_model
 
@@ -56,12 +57,21 @@ def test_scores_are_the_plain_log_probabilities(
         check(model, encoder, example, item)
 
 
-def test_examples_without_common_beginning_and_unknown_families_are_read_in_full(
+@pytest.mark.parametrize("examples", [(FREE,), (LONG, FREE)])
+def test_examples_without_a_common_beginning_are_read_in_full(examples: tuple[Example, ...], encoder: Encoder) -> None:
+    model = family_model("gpt2")  # its absolute positions notice a wrong start
+    for example, item in zip(examples, score_items(model, encoder, examples), strict=True):
+        check(model, encoder, example, item)
+
+
+def test_families_without_an_ordinary_cache_are_read_in_full(
     encoder: Encoder, tiny_examples: tuple[Example, ...]
 ) -> None:
-    for model in (make_tiny_model(), BloomForCausalLM(BloomConfig(vocab_size=96, hidden_size=32, n_layer=1, n_head=4))):
-        examples = (LONG, FREE, *tiny_examples)
-        for example, item in zip(examples, score_items(model.eval(), encoder, examples), strict=True):
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=1, state_size=4, initializer_range=0.2)
+    with quiet():
+        model, examples = MambaForCausalLM(config).eval(), (LONG, *tiny_examples)
+        for example, item in zip(examples, score_items(model, encoder, examples), strict=True):
             check(model, encoder, example, item)
 
 
@@ -151,6 +161,11 @@ def test_greedy_stops_at_the_end_of_sequence(encoder: Encoder) -> None:
     with torch.no_grad():
         states = model.model(torch.tensor([encoder.encode_prompt(p) for p in PROMPTS[2:3]])).last_hidden_state
         model.lm_head.weight[1] = 100 * states[0, -1]
+    steps = list[object]()
+    hook = model.model.layers[0].register_forward_hook(lambda *_: steps.append(None))
+    assert greedy(model, encoder, (PROMPTS[2],), max_new_tokens=5) == ("",)
+    assert len(steps) == 1
+    hook.remove()
     ends, goes_on = greedy(model, encoder, (PROMPTS[2], PROMPTS[0]), max_new_tokens=5)
     assert ends == ""
     assert goes_on == by_hand(model, encoder, PROMPTS[0], 5)
