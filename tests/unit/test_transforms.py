@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import LlamaForCausalLM
 
 from expunge.errors import InputError, InternalError
@@ -117,6 +118,20 @@ def test_no_hook_is_left_behind(tiny_model: LlamaForCausalLM) -> None:
     state = {name: x.clone() for name, x in bound.state().items()}
     tiny_model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
     assert all(torch.equal(x, state[name]) for name, x in bound.state().items())
+
+
+def test_activations_are_freed_while_the_backward_runs(tiny_model: LlamaForCausalLM) -> None:
+    first, last = (tiny_model.model.layers[i].mlp.down_proj for i in (0, -1))
+    inputs: list[StorageWeakRef] = []
+    freed: list[bool] = []
+    last.register_forward_hook(lambda module, args, output: inputs.append(StorageWeakRef(args[0].untyped_storage())))
+    first.weight.register_post_accumulate_grad_hook(lambda weight: freed.append(inputs[0].expired()))
+    bound = AttributionPenalty().bind(site_of(tiny_model))
+    sequence, _ = forward(tiny_model, bound)
+    loss = sequence.sum()
+    bound.before_backward(loss, SimpleNamespace(sequence=sequence), last=True)
+    loss.backward()
+    assert freed == [True]
 
 
 def test_the_penalty_is_measured_only_now_and_then(tiny_model: LlamaForCausalLM) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,6 +67,8 @@ class ProbabilityGradient:
         self._checked = False
         self._rows = 0
         self._scale: Tensor | None = None
+        self._calls = count()
+        self._inputs: dict[int, Tensor] = {}
         self._heard: dict[str, list[Factors]] = defaultdict(list)
         self._handles: list[RemovableHandle] = []
 
@@ -100,6 +103,7 @@ class ProbabilityGradient:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._inputs.clear()
         self._heard.clear()
         self._scale = None
 
@@ -111,14 +115,17 @@ class ProbabilityGradient:
                 "Leave it out of the trained parameters.",
             )
         if output.requires_grad:
-            hook = partial(self._hear, linear, inputs[0].detach()[: self._rows])
+            # Kept here and not in the hook, which would hold on to every input until the whole backward is done.
+            call = next(self._calls)
+            self._inputs[call] = inputs[0].detach()[: self._rows]
+            hook = partial(self._hear, linear, call)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
 
-    def _hear(self, linear: LinearMap, inputs: Tensor, gradient: Tensor) -> None:
+    def _hear(self, linear: LinearMap, call: int, gradient: Tensor) -> None:
         if self._scale is None:  # the check's own backward, not the loss's
             return
         outward = (gradient[: self._rows] * self._scale.to(gradient.dtype)[:, None, None]).flatten(0, 1)
-        inward = inputs.flatten(0, 1)
+        inward = self._inputs.pop(call).flatten(0, 1)
         self._heard[linear.name].append(Factors(inward, outward) if linear.transposed else Factors(outward, inward))
 
     def _finish(self, linear: LinearMap, weight: Tensor) -> None:
