@@ -8,12 +8,21 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+# Only what is installed: the server does not know the paths that pytest adds, and passes over what it cannot import.
+HEAVY = [
+    "pytest",
+    "accelerate",
+    "transformers",
+    "transformers.models.llama.modeling_llama",
+    "expunge.unlearning.loop",
+]
+
 
 @contextmanager
 def processes() -> Iterator[Callable[..., BaseProcess]]:
     """`start(function, *arguments)` for the block; whatever still runs at its end is killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["unlearning_runs"])
+    context.set_forkserver_preload(HEAVY)
     started: list[BaseProcess] = []
 
     def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -16,16 +16,13 @@ from workers import processes
 METHODS = ["ga", "graddiff", "kl", "npo", "ssiuu"]
 # Of a strength at which leaving the penalty out, or adding it twice, would show.
 STRENGTH = {"ssiuu": {"transform.strength": 1e3}}
-# The penalty checks itself to the precision of the weights, which the norms of a float64 Llama do not have.
-DOUBLE = {method: method != "ssiuu" for method in METHODS}
-CLOSE = {method: 1e-10 if DOUBLE[method] else 1e-5 for method in METHODS}
 
 
 def cut(method: str, rows: int, times: int, **arguments: object) -> Run:
-    """A run whose steps take `rows * times` forget items, the last of an epoch fewer."""
+    """A run in float64 whose steps take `rows * times` forget items, the last of an epoch fewer."""
     settings = STRENGTH.get(method, {})
     sizes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
-    return Run(method, settings, {**arguments, **sizes}, double=DOUBLE[method])
+    return Run(method, settings, {**arguments, **sizes}, double=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -33,9 +30,9 @@ def test_accumulation_changes_nothing(method: str) -> None:
     results = [cut(method, *cuts).make() for cuts in ((4, 1), (2, 2), (1, 4))]
     (whole, model), *others = results
     for result, other in others:
-        assert largest_difference(weights(model), weights(other)) < CLOSE[method]
+        assert largest_difference(weights(model), weights(other)) < 1e-10
         for a, b in zip(history(whole), history(result), strict=True):
-            assert a == pytest.approx(b, rel=1e-9 if DOUBLE[method] else 1e-3)
+            assert a == pytest.approx(b, rel=1e-9)
 
 
 def test_the_cut_is_compared_on_weights_that_moved() -> None:
@@ -75,7 +72,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
             assert worker.exitcode == 0
     for method in METHODS:
         alone = weights(cut(method, 4, 1).make()[1])
-        assert largest_difference(alone, load_file(tmp_path / f"{method}.safetensors")) < CLOSE[method]
+        assert largest_difference(alone, load_file(tmp_path / f"{method}.safetensors")) < 1e-10
 
 
 def run_all(runs: dict[str, Run], folder: Path, environment: dict[str, str]) -> None:

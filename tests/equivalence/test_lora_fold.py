@@ -26,7 +26,7 @@ def gpt2() -> PreTrainedModel:
 @torch.no_grad()
 def test_folded_is_hooked(make: type, lora: LoRA, tmp_path: Path) -> None:
     model: PreTrainedModel = make()
-    kind = type(model)
+    kind, attributes = type(model), set(vars(model))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     modules = {name: type(module) for name, module in model.named_modules()}
     plain = model(IDS).logits
@@ -40,11 +40,25 @@ def test_folded_is_hooked(make: type, lora: LoRA, tmp_path: Path) -> None:
     assert (hooked - plain).abs().max() > 0.1
     assert torch.allclose(folded, hooked, rtol=1e-5, atol=1e-5)
     assert type(model) is kind
+    assert set(vars(model)) == attributes
     assert {name: p.shape for name, p in model.named_parameters()} == shapes
     assert {name: type(module) for name, module in model.named_modules()} == modules
     model.save_pretrained(tmp_path)
     read = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False).eval()
     assert torch.equal(read(IDS).logits, folded)
+
+
+@torch.no_grad()
+def test_the_update_is_its_formula() -> None:
+    model = make_tiny_model()
+    weight = model.get_submodule("model.layers.1.mlp.down_proj").weight
+    before = weight.clone()
+    trained = LoRA(rank=4, alpha=6.0, modules=("down",), layers=(1,)).bind(model, seed=0)
+    a, b = (next(p for name, p in trained.parameters.items() if f"lora_{x}" in name) for x in "AB")
+    b.normal_()
+    trained.fold()
+    assert a.shape[0] == b.shape[1] == 4
+    assert torch.allclose(weight, before + 6.0 / 4 * b @ a, atol=1e-5)
 
 
 def test_only_adapters_are_trained_and_the_draw_is_the_seed_s() -> None:

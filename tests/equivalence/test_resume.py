@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import make_tiny_model
 from expunge.errors import InputError
+from expunge.unlearning.step import Stepper
 from unlearning_runs import CutAfter, Run, assert_same, history, largest_difference, weights
 
 STEPS = 5
@@ -37,6 +40,7 @@ def test_resumed_is_straight(name: str, cut: int, tmp_path: Path) -> None:
     assert straight.final == resumed.final
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
 
 
 def test_cut_twice_and_differently_batched(tmp_path: Path) -> None:
@@ -58,6 +62,28 @@ def test_ctrl_c_waits_for_the_end_of_the_step_and_leaves_its_handler_as_it_was(t
     assert signal.getsignal(signal.SIGINT) is before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     assert_same(weights(run.make()[1]), weights(run.make(tmp_path)[1]))
+
+
+@pytest.mark.parametrize(("presses", "saved"), [(1, ["step-00000003"]), (2, [])])
+def test_ctrl_c_in_the_middle_of_a_step(
+    presses: int, saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one lets the step end; a second one does not, and then the torn state is not saved."""
+    backward = Stepper._micro_batch
+
+    def interrupted(self: Stepper, *arguments: object, **named: object) -> torch.Tensor:
+        sums = backward(self, *arguments, **named)  # type: ignore[arg-type]
+        if self.optimizer.state and next(iter(self.optimizer.state.values()))["step"] == 2:
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+        return sums
+
+    monkeypatch.setattr(Stepper, "_micro_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        RUNS["kl"].make(tmp_path)
+    assert [path.name for path in tmp_path.glob("checkpoints/*")] == saved
+    monkeypatch.undo()
+    assert_same(weights(RUNS["kl"].make()[1]), weights(RUNS["kl"].make(tmp_path)[1]))
 
 
 def test_an_interrupted_model_is_ordinary_again(tmp_path: Path) -> None:

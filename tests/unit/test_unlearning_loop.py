@@ -133,6 +133,18 @@ def test_items_with_options_are_the_ones_that_are_graded() -> None:
     assert result.final == summarise(score_items(model, make_encoder(), EXAMPLES[:2]))
 
 
+@pytest.mark.parametrize(("method", "rows"), [("ga", 5), ("graddiff", 10), ("npo", 10), ("kl", 10)])
+def test_a_step_is_one_forward_of_the_rows_it_needs_and_no_second_model_runs(method: str, rows: int) -> None:
+    model, forwards = make_tiny_model(), []
+    model.model.register_forward_hook(
+        lambda module, inputs, named, out: forwards.append(len(named["input_ids"])) if out[0].requires_grad else None,
+        with_kwargs=True,
+    )
+    request = Request(EXAMPLES[:5], EXAMPLES[5:])
+    unlearn(model, make_encoder(), request, method, UnlearnArguments(**{**SMOOTH, "max_steps": 3}))
+    assert forwards == [rows] * 3
+
+
 def test_an_unknown_method_is_an_input_error() -> None:
     with pytest.raises(InputError, match="Did you mean 'graddiff'"):
         unlearn(make_tiny_model(), make_encoder(), make_request(), "gradiff")
@@ -158,7 +170,7 @@ def test_weight_decay_spares_vectors() -> None:
         assert torch.allclose(value, shrunk, atol=1e-7)
 
 
-def test_the_gradient_is_clipped_and_0_is_no_clipping() -> None:
+def test_the_step_is_the_clipped_gradient_at_the_rate_and_0_is_no_clipping() -> None:
     def first_move(**arguments: float) -> float:
         # With a huge epsilon AdamW's first step is proportional to the gradient.
         _, model = Run("ga", arguments={"max_steps": 1, "adam_epsilon": 1e3, "learning_rate": 1.0, **arguments}).make()
@@ -172,4 +184,5 @@ def test_the_gradient_is_clipped_and_0_is_no_clipping() -> None:
     assert first_move(max_grad_norm=1.0) == pytest.approx(1e-3, rel=1e-2)
     assert first_move(max_grad_norm=0.5) == pytest.approx(0.5e-3, rel=1e-2)
     assert first_move(max_grad_norm=0.0) == pytest.approx(norm * 1e-3, rel=1e-1)
+    assert first_move(warmup_steps=1) == pytest.approx(0.5e-3, rel=1e-2)
     assert first_move(max_grad_norm=1e3) == first_move(max_grad_norm=0.0)
