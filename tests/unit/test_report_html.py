@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
-from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -59,18 +58,16 @@ def test_the_same_records_give_the_same_bytes(two: str) -> None:
         "import hashlib; from synthetic_record import make_record; from expunge.report.html import render;"
         "print(hashlib.sha256(render([make_record('graddiff'), make_record('ssiuu')]).encode()).hexdigest())"
     )
-    env = {**os.environ, "PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo", "PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join(sys.path)
+    env = {**os.environ, "PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo", "PYTHONPATH": path}
     other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert other.stdout.strip() == hashlib.sha256(two.encode()).hexdigest()
 
 
-def test_a_record_from_its_file_gives_the_same_bytes_as_the_one_in_memory(two: str) -> None:
-    assert render([Record.loads(make_record(name).dumps()) for name in ("graddiff", "ssiuu")]) == two
-
-
-def test_two_records_render_within_five_seconds() -> None:
+def test_a_record_from_its_file_gives_the_same_bytes_as_the_one_in_memory_within_five_seconds(two: str) -> None:
+    reloaded = [Record.loads(make_record(name).dumps()) for name in ("graddiff", "ssiuu")]
     start = perf_counter()
-    render([make_record("graddiff"), make_record("ssiuu")])
+    assert render(reloaded) == two
     assert perf_counter() - start < 5
 
 
@@ -164,6 +161,7 @@ def test_no_record_no_page() -> None:
     [
         ("It is Oslo, the", "Oslo", "It is <mark>Oslo</mark>, the"),
         ("oslo", "Oslo", "<mark>oslo</mark>"),
+        ("Toslo, Oslo", "Oslo", "Toslo, <mark>Oslo</mark>"),
         ("Romeo in Rome", "Rome", "Romeo in <mark>Rome</mark>"),
         ("<b>Rome</b>", "Rome", "&lt;b&gt;<mark>Rome</mark>&lt;/b&gt;"),
         ("a.c abc", "a.c", "<mark>a.c</mark> abc"),
