@@ -146,6 +146,7 @@ GOOD = {"prompt": "a", "answer": "b"}
         ({**GOOD, "paraphrases": {"a": "b"}}, "'paraphrases' must be a list"),
         ({**GOOD, "subject": 1.5}, "'subject' must be text or a whole number"),
         ({"question": "a", "choices": ["x", "y"], "answer": 2}, "no position among 2 choices"),
+        ({"question": "a", "choices": ["x", "y"], "answer": -1}, "no position among 2 choices"),
         ({"question": "a", "answer": 0}, "no position among 0 choices"),
         ({"messages": "hello"}, "'messages' must be a list"),
         ({"messages": []}, "end with an assistant turn"),

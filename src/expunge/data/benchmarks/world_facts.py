@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from hashlib import sha256
 from itertools import islice
 
@@ -191,8 +191,9 @@ def _ask(kinds: Iterable[Kind], countries: Sequence[Country], options: Options) 
     )
 
 
+@cache
 def _fields(country: Country) -> dict[str, str]:
-    return {name: getattr(country, name) for name in Country.__slots__}
+    return asdict(country)
 
 
 def _draw(seed: int, *names: str) -> str:
