@@ -82,7 +82,8 @@ def unlearn(
 
     Raises:
         InputError: method, data or model do not go together, or the output holds another run's checkpoints.
-        NonFiniteLoss: the loss, its gradient or the model's answers became NaN or infinite.
+        NonFiniteLoss: the loss or its gradient became NaN or infinite, and its step was not made; or the scores became
+            NaN, which finite weights can only do by overflow in a small dtype.
         ResourceError: the disk is full.
     """
     return train(
