@@ -1,0 +1,20 @@
+"""What can be named on the command line, with a line on each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[str, str]]:
+    """(name, summary) of every method, attack or benchmark."""
+    if kind == "methods":
+        from expunge.unlearning.methods import METHODS
+
+        return [(name, method.summary) for name, method in METHODS.items()]
+    if kind == "attacks":
+        from expunge.attacks.catalogue import ATTACKS
+
+        return [(name, attack.summary) for name, attack in ATTACKS.items()]
+    from expunge.data.benchmarks import BENCHMARKS
+
+    return [(name, f"{each.summary} Source: {each.source}.") for name, each in BENCHMARKS.items()]

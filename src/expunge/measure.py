@@ -1,0 +1,84 @@
+"""The two models of a run, measured one after the other: never both in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from expunge.audit.snapshot import Snapshot, snapshot
+from expunge.audit.utility import passages
+from expunge.data.collate import Encoder
+from expunge.models.load import LoadedModel, load_model
+from expunge.models.scores import ItemScore, score_items
+from expunge.models.smollm import model_source
+from expunge.progress import Progress
+from expunge.recipe import Recipe
+from expunge.report.record import ModelPart
+from expunge.request import Request
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model: what it says, what it weighs, where it is from."""
+
+    snapshot: Snapshot
+    hashes: dict[str, str]
+    part: ModelPart
+
+    @property
+    def weights(self) -> str:
+        """One hash for all weight files."""
+        return " ".join(digest for name, digest in sorted(self.hashes.items()) if name.endswith(".safetensors"))
+
+    @property
+    def tokenizer(self) -> str:
+        """The hash of tokenizer.json, or of whatever the tokenizer consists of."""
+        return " ".join(digest for name, digest in sorted(self.hashes.items()) if name.startswith("tokenizer."))
+
+
+def encoder_of(loaded: LoadedModel, recipe: Recipe) -> Encoder:
+    """How the recipe's prompts are put to this model."""
+    return Encoder(loaded.tokenizer, recipe.template)
+
+
+def with_text(request: Request) -> Request:
+    """The request, with the bundled passages where it brings no plain text."""
+    return request if request.text else request.with_text(passages())
+
+
+def measure(
+    path: str, recipe: Recipe, request: Request, reference: Measured | None = None, progress: Progress | None = None
+) -> Measured:
+    """Load the model at `path`, measure it, and let go of it."""
+    loaded = load_model(path, dtype=recipe.dtype, revision=None if reference else recipe.revision, device=recipe.device)
+    encoder = encoder_of(loaded, recipe)
+    taken = snapshot(
+        loaded.model,
+        encoder,
+        with_text(request),
+        reference=reference.snapshot if reference else None,
+        progress=progress,
+    )
+    part = ModelPart(
+        name=str(loaded.model.config.model_type) + " " + loaded.folder.name,
+        source=_source(loaded),
+        parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        dtype=recipe.dtype,
+        template=recipe.template,
+        bos=str(encoder.describe()["bos"]),
+    )
+    return Measured(taken, dict(loaded.hashes), part)
+
+
+def score_control(path: str, recipe: Recipe, request: Request) -> tuple[ItemScore, ...]:
+    """The control's scores of the forget items, before any attack."""
+    loaded = load_model(path, dtype=recipe.dtype, device=recipe.device)
+    return score_items(loaded.model, encoder_of(loaded, recipe), request.forget)
+
+
+def _source(loaded: LoadedModel) -> str:
+    """Where the weights are from, without this machine's paths."""
+    source = model_source(loaded.folder) if (loaded.folder / "source.json").is_file() else {}
+    if source:
+        return f"{source['what']} ({source['origin']}; {source['weights']})"
+    return loaded.folder.name if Path(loaded.path).exists() else loaded.path

@@ -1,0 +1,104 @@
+"""Where a run starts: the model, the control that never knew, and the request, made out of a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expunge.data.benchmarks import BENCHMARKS
+from expunge.data.example import Example
+from expunge.data.sources import read_examples
+from expunge.errors import InputError, nearest
+from expunge.models.load import LoadedModel, load_model
+from expunge.models.smollm import cache_folder, fetch_smollm2
+from expunge.progress import Progress, Silent
+from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
+from expunge.request import Request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe's starting point: checkpoint folders (or Hub ids) and the request."""
+
+    model: str
+    control: str | None
+    request: Request
+
+
+def prepare(recipe: Recipe, progress: Progress | None = None) -> Source:
+    """Fetch or train what the recipe starts from and build its request.
+
+    Raises:
+        InputError: an unknown benchmark, unreadable data, `trained` without a benchmark that trains.
+    """
+    progress = progress or Silent()
+    if recipe.model == TRAINED:
+        return _trained(recipe, progress)
+    model = str(fetch_smollm2(progress=progress)) if recipe.model == SMOLLM2 else recipe.model
+    return Source(model, recipe.control, _request(recipe, model))
+
+
+def _trained(recipe: Recipe, progress: Progress) -> Source:
+    """A small model that the benchmark trains with the forget set, and its gold control without."""
+    if recipe.data.benchmark != "people":
+        raise InputError(
+            "`model: trained` needs a benchmark that trains its own model.", "model", "Use `data: {benchmark: people}`."
+        )
+    from expunge.data.benchmarks.people import train_tiny
+
+    request = _built(recipe.data, known=None)
+    key = hashlib.sha256(json.dumps([request.hashes(), recipe.data.seed], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / "people" / key
+    paths = []
+    for name, with_forget in (("base", True), ("gold", False)):
+        if not (folder / name / "config.json").is_file():
+            train_tiny(request, with_forget=with_forget, seed=recipe.data.seed, output=folder / name, progress=progress)
+        paths.append(str(folder / name))
+    return Source(paths[0], recipe.control or paths[1], request)
+
+
+def _request(recipe: Recipe, model: str) -> Request:
+    """The request from files, or from a benchmark among facts that the model knows."""
+    data = recipe.data
+    if data.benchmark is None:
+        return _from_files(data)
+    loaded = load_model(model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
+    return _built(data, known=loaded, template=recipe.template)
+
+
+def _built(data: Data, known: LoadedModel | None, template: str = "plain") -> Request:
+    """The benchmark's request; `known` is the model whose right answers limit the choice."""
+    from expunge.data.collate import Encoder
+    from expunge.models.scores import score_items
+
+    assert data.benchmark is not None
+    if data.benchmark not in BENCHMARKS:
+        raise InputError(
+            f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, BENCHMARKS)
+        )
+
+    def answers_right(examples: Sequence[Example]) -> Sequence[bool]:
+        assert known is not None
+        encoder = Encoder(known.tokenizer, template)
+        return [score.correct for score in score_items(known.model, encoder, examples)]
+
+    return BENCHMARKS[data.benchmark].build(known=answers_right if known else None, seed=data.seed, **data.settings)
+
+
+def _from_files(data: Data) -> Request:
+    """The request that the recipe's files spell out."""
+    assert data.forget is not None and data.retain is not None
+    return Request(
+        forget=read_examples(data.forget),
+        retain=read_examples(data.retain),
+        test={name: read_examples(path) for name, path in data.test.items()},
+        attack=read_examples(data.attack) if data.attack else (),
+        text=tuple(example.answer for example in read_examples(data.text)) if data.text else (),
+        name=Path(data.forget).stem,
+    )
