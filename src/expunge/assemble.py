@@ -6,10 +6,10 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -33,9 +33,11 @@ from expunge.report import record as schema
 from expunge.request import RETAIN_GROUPS, Request
 from expunge.unlearning.methods import Method
 
-SENTENCES = {
-    schema.GOLD_MODEL: "The control was trained like the original but never saw the forgotten facts, and was attacked alike.",
-    schema.NO_CONTROL: (
+Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
+
+SENTENCES: dict[Kind, str] = {
+    "gold model": "The control was trained like the original, never saw the forgotten facts, and was attacked alike.",
+    "log-odds 0 and chance accuracy": (
         "No model that never knew these facts is at hand: recovery is measured against ignorance (log-odds 0, accuracy "
         "at chance), which part of what any model would guess after the attack counts as recovered."
     ),
@@ -71,7 +73,7 @@ def assemble(parts: Parts) -> schema.Record:
     recoveries = [recovery(result, before.forget, control) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control)
     verdict = decide(_evidence(parts, recoveries, left))
-    kind = schema.GOLD_MODEL if parts.control is not None else schema.NO_CONTROL
+    kind: Kind = "gold model" if parts.control is not None else "log-odds 0 and chance accuracy"
     strongest = _strongest(parts, verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
@@ -103,7 +105,7 @@ def assemble(parts: Parts) -> schema.Record:
         seeds={
             "unlearning": parts.recipe.seed,
             "data": parts.recipe.data.seed,
-            "attacks": sorted({point.seed for result, _ in parts.attacks for point in result.curve}),
+            "attacks": list(dict.fromkeys(point.seed for result, _ in parts.attacks for point in result.curve)),
         },
         versions=schema.Versions(
             python=platform.python_version(),
@@ -219,13 +221,7 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
             log_odds=share.control_log_odds,
             curve=tuple(_point(point) for point in control.curve) if control else (),
         ),
-        start=schema.Score(
-            accuracy=start.accuracy,
-            log_odds=start.log_odds,
-            chance=start.chance,
-            probability=start.probability,
-            n=start.n,
-        ),
+        start=schema.Score(**asdict(start)),
         best=_point(result.best),
         curve=tuple(_point(point) for point in result.curve),
         settings=json.loads(json.dumps(result.settings)),

@@ -46,7 +46,8 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show traces and the log.")] = False,
 ) -> None:
     """Options that stand before the command."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("expunge").setLevel(logging.DEBUG if debug else logging.WARNING)
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

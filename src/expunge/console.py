@@ -59,7 +59,9 @@ class Bars:
     def advance(self, task: str, n: int = 1, **info: float) -> None:
         """Move the bar and show the latest numbers."""
         shown = " ".join(f"{name} {value:.3g}" for name, value in info.items())
-        self._progress.update(self._tasks[task], advance=n, **({"info": shown} if shown else {}))
+        self._progress.update(self._tasks[task], advance=n)
+        if shown:
+            self._progress.update(self._tasks[task], info=shown)
 
     def finish(self, task: str) -> None:
         """Fill the bar; work may end early."""

@@ -22,9 +22,9 @@ REAL = {
     "model": "smollm2",
     "data": {"benchmark": "world_facts", "settings": {"n_forget": 24}},
     "attacks": {
-        "relearn-harmful": {"learning_rates": [2e-5, 5e-5]},
-        "relearn-related": {"learning_rates": [2e-5, 5e-5]},
-        "relearn-benign": {"learning_rates": [2e-5]},
+        "relearn-harmful": {"learning_rates": [2e-5, 5e-5], "max_steps": 16, "eval_every": 4},
+        "relearn-related": {"learning_rates": [2e-5, 5e-5], "max_steps": 16, "eval_every": 4},
+        "relearn-benign": {"learning_rates": [2e-5], "max_steps": 8, "eval_every": 4},
     },
 }
 TINY = {
@@ -32,8 +32,8 @@ TINY = {
     "data": {"benchmark": "people"},
     "unlearn": {"learning_rate": 5e-4},
     "attacks": {
-        "relearn-harmful": {"learning_rates": [1e-3]},
-        "relearn-related": {"learning_rates": [1e-3]},
+        "relearn-harmful": {"learning_rates": [5e-4, 2e-3], "max_steps": 24},
+        "relearn-related": {"learning_rates": [5e-4, 2e-3], "max_steps": 24},
     },
 }
 
@@ -76,7 +76,8 @@ def table(records: Sequence[Record]) -> Table:
         shown.add_column(column, justify="left" if column in ("method", "verdict") else "right")
     for record in records:
         forget, retain = record.scores.forget, record.scores.retain
-        worst = max(record.attacks, key=lambda attack: attack.recovery)
+        worst = record.strongest
+        assert worst is not None
         shown.add_row(
             record.recipe.method,
             f"{forget.before.accuracy:.2f} ({forget.before.log_odds:+.1f})",

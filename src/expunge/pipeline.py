@@ -198,14 +198,12 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     folder = RunFolder(path)
     record, request, recipe = Record.load(folder.record), folder.load_request(), folder.load_recipe()
     if record.hashes.data != request.hashes():
-        raise InputError(
-            "The stored request is not the one of the record.", str(folder.request), "Audit the run again."
-        )
+        raise InputError("The stored request is not the record's.", str(folder.request), "Audit the run again.")
     stored, found = read_json(folder.training)["hashes"], folder_hashes(folder.model)
     for name, digest in stored.items():
         if name != "README.md" and found.get(name) != digest:
             raise InputError(
-                "A file of the model has changed since unlearning.", str(folder.model / name), "Run it again."
+                "A file of the model has changed.", str(folder.model / name), "Run `expunge unlearn` again."
             )
     weights = " ".join(digest for name, digest in sorted(found.items()) if name.endswith(".safetensors"))
     if weights != record.hashes.weights_after:

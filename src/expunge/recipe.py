@@ -24,6 +24,10 @@ TRAINED = "trained"
 STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign")
 
 
+def _standard_attacks() -> dict[str, dict[str, Any]]:
+    return {name: {} for name in STANDARD_ATTACKS}
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -85,7 +89,7 @@ class Recipe(_Strict):
     device: str = "cpu"
     settings: dict[str, Any] = Field(default_factory=dict)
     unlearn: dict[str, Any] = Field(default_factory=dict)
-    attacks: dict[str, dict[str, Any]] = Field(default_factory=lambda: {name: {} for name in STANDARD_ATTACKS})
+    attacks: dict[str, dict[str, Any]] = Field(default_factory=_standard_attacks)
     seed: int = 0
     output: str = "runs/run"
 

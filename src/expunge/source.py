@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from expunge.data.benchmarks import BENCHMARKS
 from expunge.data.example import Example
@@ -18,6 +19,8 @@ from expunge.models.smollm import cache_folder, fetch_smollm2
 from expunge.progress import Progress, Silent
 from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
 from expunge.request import Request
+
+Template = Literal["plain", "chat"]
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def _request(recipe: Recipe, model: str) -> Request:
     return _built(data, known=loaded, template=recipe.template)
 
 
-def _built(data: Data, known: LoadedModel | None, template: str = "plain") -> Request:
+def _built(data: Data, known: LoadedModel | None, template: Template = "plain") -> Request:
     """The benchmark's request; `known` is the model whose right answers limit the choice."""
     from expunge.data.collate import Encoder
     from expunge.models.scores import score_items

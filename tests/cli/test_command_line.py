@@ -1,0 +1,159 @@
+"""The contract of the command line: what it writes, what it prints, how it leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from expunge import cli
+from expunge.data.example import Example
+
+Expunge = Callable[..., int]
+
+
+@pytest.fixture
+def expunge(monkeypatch: pytest.MonkeyPatch) -> Expunge:
+    """Run the command line in this process and return its exit code."""
+
+    def run(*words: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        return int(leaving.value.code or 0)
+
+    return run
+
+
+def write(path: Path, examples: Sequence[Example]) -> Path:
+    path.write_text("".join(json.dumps(example.to_json()) + "\n" for example in examples))
+    return path
+
+
+@pytest.fixture
+def words(
+    tmp_path: Path,
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_examples: tuple[Example, ...],
+) -> list[str | Path]:
+    """A valid `unlearn` command on a tiny model; its output is tmp_path / "run"."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    command: list[str | Path] = ["unlearn", "--model", tmp_path / "model"]
+    command += ["--forget", write(tmp_path / "forget.jsonl", tiny_examples[:3])]
+    command += ["--retain", write(tmp_path / "retain.jsonl", tiny_examples[3:6])]
+    command += ["--attack", write(tmp_path / "attack.jsonl", tiny_examples[6:])]
+    return [*command, "--method", "ssiuu", "--set", "max_steps=2", "--output", tmp_path / "run"]
+
+
+def replaced(words: list[str | Path], option: str, value: str | Path) -> list[str | Path]:
+    at = words.index(option) + 1
+    return [*words[:at], value, *words[at + 1 :]]
+
+
+def test_the_whole_way(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert expunge(*words) == 0
+    AutoModelForCausalLM.from_pretrained(run / "model", trust_remote_code=False)
+    assert not (run / "checkpoints").exists()
+    sizes = ("--set", "max_steps=2", "--set", "eval_every=1", "--set", "learning_rates=[1e-3]")
+    assert expunge("attack", run, "--attacks", "relearn-harmful,relearn-related", *sizes) == 0
+    assert expunge("audit", run) == 0
+    record = json.loads((run / "record.json").read_text())
+    assert record["verdict"] in ("ERASED", "HIDDEN", "NOT FORGOTTEN", "BROKEN", "INCONCLUSIVE")
+    for split in ("forget", "retain", "test"):
+        for moment in ("before", "after"):
+            assert {"accuracy", "log_odds", "chance"} <= record["scores"][split][moment].keys()
+    assert {"name", "accuracy", "log_odds", "recovery"} <= record["attacks"][0].keys()
+    assert {"erased", "hidden"} <= record["influence"].keys()
+    assert {"seconds", "peak_bytes", "steps"} <= record["cost"].keys()
+    assert str(tmp_path) not in (run / "record.json").read_text()
+    assert expunge("verify", run) == 0
+    assert expunge("report", run) == 0
+    assert expunge("audit", run, "--fail-on", "inconclusive") == 10
+    assert "INCONCLUSIVE" in capsys.readouterr().out or record["verdict"] != "INCONCLUSIVE"
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
+    assert expunge("verify", run) == 1
+
+
+def spoil(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("option", "spoilt", "says"),
+    [
+        ("--forget", lambda at: at / "none.jsonl", "none.jsonl"),
+        ("--forget", lambda at: spoil(at / "empty.jsonl", ""), "empty.jsonl"),
+        ("--forget", lambda at: spoil(at / "bad.jsonl", '{"prompt": "a", "answer": "b"}\n{"prompt"\n'), "2"),
+        ("--forget", lambda at: at / "retain.jsonl", "overlap"),
+        ("--forget", lambda at: spoil(at / "blank.jsonl", '{"prompt": "where", "answer": " "}\n'), "answer"),
+        ("--method", lambda at: "graddif", "'graddiff'"),
+        ("--set", lambda at: "max_step=2", "'max_steps'"),
+        ("--set", lambda at: "max_steps=two", "max_steps"),
+        ("--set", lambda at: "max_steps", "NAME=VALUE"),
+        ("--model", lambda at: at / "forget.jsonl", "forget.jsonl"),
+        ("--model", lambda at: at / "nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_leaves_one_message_code_1_and_nothing_else(
+    expunge: Expunge,
+    words: list[str | Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    spoilt: Callable[[Path], str | Path],
+    says: str,
+) -> None:
+    assert expunge(*replaced(words, option, spoilt(tmp_path))) == 1
+    told = capsys.readouterr().err
+    assert told.count("error:") == 1
+    assert says in told.replace("\n", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    assert expunge(*words) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("wrong", [["unlearn"], ["nonsense"], ["audit"], ["list", "cats"], ["attack", "nowhere"]])
+def test_usage_errors_leave_with_1(expunge: Expunge, wrong: list[str]) -> None:
+    assert expunge(*wrong) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("methods", "ssiuu"), ("attacks", "relearn-harmful"), ("benchmarks", "world_facts")]
+)
+def test_lists(expunge: Expunge, capsys: pytest.CaptureFixture[str], kind: str, name: str) -> None:
+    assert expunge("list", kind) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_help_is_quick_and_light() -> None:
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        told = subprocess.run([sys.executable, "-m", "expunge", "--help"], capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - start)
+    assert "unlearn" in told.stdout
+    assert best < 1.0  # 0.17 s on an idle machine; the promise is 0.5 s
+    code = "import sys; sys.argv = ['expunge', '--help']\nimport atexit, expunge.cli\n"
+    code += "atexit.register(lambda: print('torch' in sys.modules))\nexpunge.cli.main()"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip().endswith("False")
