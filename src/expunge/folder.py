@@ -78,7 +78,7 @@ class RunFolder:
                 "The output is a file, not a folder.", str(self.path), "Name another folder with --output."
             )
         occupied = self.path.is_dir() and any(self.path.iterdir())
-        if occupied and (not self.recipe.is_file() or self.model.exists() or self.load_recipe() != recipe):
+        if occupied and (not self.recipe.is_file() or self.training.exists() or self.load_recipe() != recipe):
             raise InputError(
                 "The output folder already exists and holds something else.",
                 str(self.path),
@@ -96,7 +96,7 @@ class RunFolder:
 
     def require_model(self) -> None:
         """InputError unless the folder holds a finished unlearning run."""
-        if not (self.model / "config.json").is_file() or not self.recipe.is_file():
+        if not self.training.is_file():
             raise InputError(
                 "This is not a finished run.", str(self.path), "Make one with `expunge unlearn ... --output RUN`."
             )

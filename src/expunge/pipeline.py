@@ -35,12 +35,13 @@ from expunge.report.card import render_card
 from expunge.report.html import render
 from expunge.report.record import Record
 from expunge.request import Request
-from expunge.source import prepare
+from expunge.source import Source, prepare
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.parts import build
+from expunge.unlearning.processes import join_processes
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def run_all(recipes: Sequence[Recipe], progress: Progress | None = None) -> list
     records = []
     for recipe in recipes:
         folder = RunFolder(Path(recipe.output))
-        if not (folder.model / "config.json").is_file():
+        if not folder.training.is_file():
             unlearn(recipe, progress)
         attack(folder.path, progress=progress)
         records.append(audit(folder.path, progress, baselines))
@@ -92,17 +93,21 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
     start = time.perf_counter()
     source = prepare(recipe, progress)
     loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
-    folder = RunFolder(Path(recipe.output))
-    folder.create(recipe)
-    atomic_write_text(folder.recipe, recipe.to_yaml())
-    source.request.save(folder.request)
-    _write_json(folder.source, {"model": source.model, "control": source.control, "hashes": dict(loaded.hashes)})
-    encoder = encoder_of(loaded, recipe)
-    result = unlearn_model(
-        loaded.model, encoder, source.request, method, arguments, output=folder.path, progress=progress
-    )
+    folder, encoder = RunFolder(Path(recipe.output)), encoder_of(loaded, recipe)
+    processes, _ = join_processes()
+    if processes.main:
+        _begin(folder, recipe, source, dict(loaded.hashes))
+    try:
+        result = unlearn_model(
+            loaded.model, encoder, source.request, method, arguments, output=folder.path, progress=progress
+        )
+    except InputError:
+        if processes.main and not (folder.path / "metrics.jsonl").exists():
+            shutil.rmtree(folder.path)
+        raise
+    if not processes.main:
+        return result
     save_pretrained_atomic(loaded.model, loaded.tokenizer, folder.model)
-    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
     training = {
         "steps": result.steps,
         "stop_reason": str(result.stop_reason.value),
@@ -114,6 +119,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         "hashes": folder_hashes(folder.model),
     }
     _write_json(folder.training, training)
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
     return result
 
 
@@ -228,6 +234,14 @@ def gate(record: Record, level: str | None) -> None:
     """VerdictBelow (exit code 10) where the verdict is `level` or worse."""
     if level is not None and at_or_below(record.verdict, level):
         raise VerdictBelow(f"The verdict is {record.verdict}.", f"--fail-on {level}", "See the report for the reasons.")
+
+
+def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, str]) -> None:
+    """Make the folder, with what the later stages need to know."""
+    folder.create(recipe)
+    atomic_write_text(folder.recipe, recipe.to_yaml())
+    source.request.save(folder.request)
+    _write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})
 
 
 def _method(recipe: Recipe) -> Method:
