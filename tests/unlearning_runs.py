@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from conftest import make_tiny_model, tiny_examples, tiny_tokenizer
 from expunge.data.collate import Encoder
 from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import build_method
+from tiny import make_tiny_examples, make_tiny_model, make_tiny_tokenizer
 
-TOKENIZER = tiny_tokenizer.__wrapped__()
-EXAMPLES = tiny_examples.__wrapped__()
+TOKENIZER = make_tiny_tokenizer()
+EXAMPLES = make_tiny_examples()
 
 # A large epsilon keeps AdamW from blowing rounding errors of vanishing gradients up to whole steps.
 SMOOTH = {

@@ -47,7 +47,8 @@ def options(
 ) -> None:
     """Options that stand before the command."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    logging.getLogger("expunge").setLevel(logging.DEBUG if debug else logging.WARNING)
+    if debug:
+        logging.getLogger("expunge").setLevel(logging.DEBUG)
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

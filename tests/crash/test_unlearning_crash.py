@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_tiny_model
 from expunge.errors import NonFiniteLoss, ResourceError
 from expunge.unlearning import session
 from expunge.unlearning.step import Stepper
+from tiny import make_tiny_model
 from unlearning_runs import CutAfter, Run, assert_same, history, run_to_file, weights
 from workers import processes
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from conftest import make_tiny_model
 from expunge.unlearning.parametrizations.lora import LoRA
+from tiny import make_tiny_model
 
 IDS = torch.arange(3, 15).view(2, 6)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import make_tiny_model
 from expunge.errors import InputError
 from expunge.unlearning.step import Stepper
+from tiny import make_tiny_model
 from unlearning_runs import CutAfter, Run, assert_same, history, largest_difference, weights
 
 STEPS = 5

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import make_tiny_model
 from expunge.data.collate import Batch, Encoded, collate
 from expunge.models import answers as answers_module
 from expunge.models.answers import answer_log_probs, cache_reference, evaluating, forward_pair, length_sorted
 from expunge.models.architecture import describe
 from families import CONFIGS, family_model
+from tiny import make_tiny_model
 
 ITEMS = (
     Encoded((5, 9, 13, 40, 2, 7), 3),

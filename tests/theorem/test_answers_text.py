@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from conftest import make_tiny_model
 from expunge.data.collate import Encoder
 from expunge.errors import InputError
 from expunge.models import answers as answers_module
 from expunge.models.answers import cache_reference, cache_text, text_statistics
+from tiny import make_tiny_model
 
 TEXTS = ("ada lives in oslo", "the town", "bob lives in the town lima ? eve lives in the town delhi", "w1 w2 w3 w4 w5")
 

@@ -21,12 +21,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from conftest import make_tiny_model
 from expunge.audit.attribution import attributions
 from expunge.data.collate import Encoder, collate
 from expunge.data.example import Example
 from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import describe
+from tiny import make_tiny_model
 
 SIZES = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "initializer_range": 0.2}
 

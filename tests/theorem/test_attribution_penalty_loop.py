@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from conftest import make_tiny_model
 from expunge.data.collate import collate
 from expunge.data.order import PairedOrder
 from expunge.models import answers
 from expunge.models.answers import answer_log_probs
+from tiny import make_tiny_model
 from unlearning_runs import EXAMPLES, Run, assert_same, largest_difference, make_encoder, weights
 
 STRONG = 1e6

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import make_tiny_model
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import compare, rho
 from expunge.data.collate import Batch, Encoder, collate
 from expunge.data.example import Example
 from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import describe
+from tiny import make_tiny_model
 
 WRITTEN = 4  # outputs that the planted suppressor writes to
 CARRIERS = 80  # of 512 neurons: without these nothing of the facts is left

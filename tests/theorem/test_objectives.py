@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from conftest import make_tiny_model
 from expunge.data.collate import collate
 from expunge.models.answers import Answers, forward_pair
 from expunge.models.architecture import readout
@@ -20,6 +19,7 @@ from expunge.unlearning.objectives.ga import GradientAscent, gradient_ascent
 from expunge.unlearning.objectives.graddiff import GradDiff
 from expunge.unlearning.objectives.kl import KL, kl_from_start
 from expunge.unlearning.objectives.npo import NPO, negative_preference
+from tiny import make_tiny_model
 from unlearning_runs import EXAMPLES, make_encoder
 
 Array = NDArray[np.float64]

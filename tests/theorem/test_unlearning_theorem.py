@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import make_tiny_model
 from expunge.data.collate import Encoded
 from expunge.data.order import PairedOrder
 from expunge.progress import Silent
@@ -18,6 +17,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import train, unlearn
 from expunge.unlearning.methods import METHODS, build_method
 from expunge.unlearning.stopping import StopReason
+from tiny import make_tiny_model
 from unlearning_runs import EXAMPLES, SMOOTH, Run, assert_same, make_encoder, make_request, weights
 
 LORA = {"parametrization": "lora"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import make_tiny_model
 from expunge.audit.attribution import QUANTITIES, Attribution, attributions
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
+from tiny import make_tiny_model
 
 
 @pytest.fixture(scope="module")

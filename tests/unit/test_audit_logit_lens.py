@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from conftest import make_tiny_model
 from expunge.audit.logit_lens import logit_lens
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
+from tiny import make_tiny_model
 
 
 @pytest.fixture(scope="module")

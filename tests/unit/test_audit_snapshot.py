@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from conftest import make_tiny_model
 from expunge.audit.attribution import attributions
 from expunge.audit.influence import compare
 from expunge.audit.snapshot import Caps, snapshot
@@ -19,6 +18,7 @@ from expunge.data.example import Example
 from expunge.models.answers import text_statistics
 from expunge.models.scores import greedy, score_items
 from expunge.request import Request
+from tiny import make_tiny_model
 
 TEXT = ("ada lives in the town oslo", "where does the town live ?", "bob lives in lima w1 w2 w3")
 

@@ -19,6 +19,7 @@ FRONT = {
     "folder",
     "source",
     "pipeline",
+    "measure",
     "assemble",
     "console",
     "cli",

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from conftest import make_tiny_model
 from expunge.errors import InternalError, ResourceError
 from expunge.models import checkpoint as checkpoint_module
 from expunge.models import storage
@@ -26,6 +25,7 @@ from expunge.models.checkpoint import (
     save_checkpoint,
     save_pretrained_atomic,
 )
+from tiny import make_tiny_model
 
 
 def names(folder: Path) -> list[str]:

@@ -19,11 +19,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from conftest import make_tiny_model
 from expunge.errors import InputError, ResourceError
 from expunge.models.checkpoint import save_pretrained_atomic
 from expunge.models.load import load_model
 from expunge.models.quiet import quiet
+from tiny import make_tiny_model
 
 
 @pytest.fixture

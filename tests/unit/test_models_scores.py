@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from conftest import make_tiny_model
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.quiet import quiet
 from expunge.models.scores import ItemScore, greedy, log_odds, score_items, summarise
 from families import CONFIGS, family_model
+from tiny import make_tiny_model
 
 LONG = Example("where does w1 w2 w3 w4 w5 w6 w7 live ?", "w8 w9 w10", ("w8 w9", "w8 w11 w12 w13", "oslo"))
 BARE = Example("ada lives in", "the town")

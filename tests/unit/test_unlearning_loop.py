@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import make_tiny_model
 from expunge.errors import InputError
 from expunge.models.scores import score_items, summarise
 from expunge.progress import Silent
@@ -18,6 +17,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import unlearn
 from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.stopping import StopReason
+from tiny import make_tiny_model
 from unlearning_runs import EXAMPLES, SMOOTH, Run, assert_same, make_encoder, make_request, weights
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from conftest import make_tiny_model
 from expunge.errors import InputError
 from expunge.unlearning.parametrizations.full import Full
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.lora import LoRA
+from tiny import make_tiny_model
 from unlearning_runs import Run, weights
 
 
