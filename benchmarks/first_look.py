@@ -90,7 +90,7 @@ def _row(benchmark: str, method: str, name: str, pairs: list[tuple[Record, Attac
 
     return {
         "benchmark": benchmark,
-        "model": records[0].model.source,
+        "model": f"{records[0].model.name}, {records[0].model.parameters:,} parameters, {records[0].model.source}",
         "method": method,
         "attack": name,
         "seeds": [record.seeds["data"] for record in records],
@@ -148,7 +148,7 @@ def tables() -> None:
         first = mine[0]
         lines += [
             f"\n## {benchmark}\n",
-            f"{first['model']}. Before: accuracy {first['forget_before']:.2f}, log-odds "
+            f"Model: {first['model']}. Before: accuracy {first['forget_before']:.2f}, log-odds "
             f"{first['forget_before_log_odds']:+.1f}; chance {first['chance']:.2f}; control: {first['control']}.\n",
             "| method | attack | seeds | steps | after: accuracy / log-odds | attacked: accuracy / log-odds "
             "| control | recovery | retain | held-out | rho | verdicts |",

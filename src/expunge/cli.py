@@ -49,7 +49,7 @@ def options(
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     if debug:
         logging.getLogger("expunge").setLevel(logging.DEBUG)
-    if not debug:
+    else:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
