@@ -1,0 +1,66 @@
+"""Peak memory of unlearning SmolLM2 with the demo's shapes, a fresh process for each method."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from statistics import median
+
+from expunge.models.memory import peak_bytes
+from measure import Claim, Result, Settings, main
+from ours import OurStep
+from plain import PlainStep, graddiff, npo_with_second_model
+from shapes import demo_facts, smollm2
+
+BATCH, STEPS = 8, 3
+WAYS = ("expunge graddiff", "expunge npo", "expunge ssiuu", "plain graddiff", "plain npo")
+
+
+def child(settings: Settings) -> None:
+    """Print the peak after a few steps, the size of the trained parameters, and that of the largest of them."""
+    kind, method = settings.extra
+    model, encoder = smollm2(settings)
+    step: Callable[[], None]
+    if kind == "expunge":
+        step = OurStep(model, encoder, method, demo_facts(), BATCH)
+    else:
+        loss = npo_with_second_model(model) if method == "npo" else graddiff
+        step = PlainStep(model, loss, *OurStep(model, encoder, "graddiff", demo_facts(), BATCH).pair())
+    for _ in range(STEPS):
+        step()
+    sizes = [p.numel() * p.element_size() for p in model.parameters()]
+    print("PEAK", peak_bytes(), sum(sizes), max(sizes))
+
+
+def peak_of(settings: Settings, way: str) -> tuple[int, int, int]:
+    """What `child` prints in a fresh process."""
+    model = ["--model", str(settings.model)] if settings.model else []
+    command = [sys.executable, __file__, *model, *way.split()]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    peak, trained, largest = map(int, done.stdout.split("PEAK")[1].split()[:3])
+    return peak, trained, largest
+
+
+def measure(settings: Settings, result: Result) -> None:
+    """Bars: npo 1.05 times graddiff; ssiuu one copy of the trained parameters and the largest tensor more."""
+    times = 1 if settings.quick else 3
+    found = {way: [peak_of(settings, way) for _ in range(times)] for way in (WAYS[:3] if settings.quick else WAYS)}
+    peak = {way: median(peaks for peaks, _, _ in runs) for way, runs in found.items()}
+    _, trained, largest = found[WAYS[0]][0]
+    for way, runs in found.items():
+        peaks = [round(run[0] / 1e6) for run in runs]
+        result.rows[way] = {"median_MB": round(peak[way] / 1e6), "min_MB": min(peaks), "max_MB": max(peaks)}
+    result.rows["trained parameters"] = {"MB": round(trained / 1e6)}
+    result.rows["largest tensor"] = {"MB": round(largest / 1e6)}
+    base = peak["expunge graddiff"]
+    extra = (peak["expunge ssiuu"] - base) / (trained + largest)
+    result.claims += [
+        Claim("peak of npo / graddiff", peak["expunge npo"] / base, 1.05, at_least=False),
+        Claim("(ssiuu - graddiff) / (trained parameters + largest tensor)", extra, 1.0, at_least=False),
+    ]
+    result.notes.append(f"highest resident memory of the process after {STEPS} steps, median of {times}")
+
+
+if __name__ == "__main__":
+    main("memory", measure, child)
