@@ -79,6 +79,17 @@ def test_an_objective_without_the_forget_answers_is_refused(tiny_model: LlamaFor
         bound.before_backward(scores.sum(), SimpleNamespace(sequence=sequence), last=True)
 
 
+def test_a_loss_that_is_not_finite_is_left_to_the_loop(tiny_model: LlamaForCausalLM) -> None:
+    bound = AttributionPenalty().bind(site_of(tiny_model))
+    with torch.no_grad():
+        tiny_model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
+    sequence, _ = forward(tiny_model, bound)
+    assert not torch.isfinite(sequence).any()
+    bound.before_backward(sequence.sum(), SimpleNamespace(sequence=sequence), last=True)
+    sequence.sum().backward()
+    bound.apply()
+
+
 def test_a_map_that_mixes_examples_is_refused(tiny_model: LlamaForCausalLM) -> None:
     class Flat(nn.Module):
         def __init__(self, inner: nn.Module) -> None:

@@ -144,7 +144,7 @@ class ProbabilityGradient:
         size = torch.linalg.vector_norm(expected)
         # Norms and softmaxes compute in float32 even in a float64 model.
         precision = max(torch.finfo(dtype).eps for dtype in (expected.dtype, torch.float32))
-        if not difference <= precision**0.5 * size:
+        if difference > precision**0.5 * size:  # not so where they are NaN, which is the loop's to report
             raise InputError(
                 "the objective reaches the forget examples by more than their sequence log-probability",
                 f"{self._probe.name}, off by {difference / size:.1e}",
