@@ -1,4 +1,7 @@
-"""The stages of a run, each a function from a folder to the next thing in it; the command line calls only these."""
+"""The stages of a run, each a function from a folder to the next thing in it; the command line calls only these.
+
+The page is rendered by matplotlib, which is imported where it is needed: a training run does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,6 @@ from expunge.models.memory import peak_bytes
 from expunge.models.scores import score_items
 from expunge.progress import Progress, Silent
 from expunge.recipe import Recipe
-from expunge.report.card import render_card
-from expunge.report.html import render
 from expunge.report.record import Record
 from expunge.request import Request
 from expunge.source import Source, prepare
@@ -179,6 +180,9 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
     record = assemble(
         Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak)
     ).canonical()
+    from expunge.report.card import render_card
+    from expunge.report.html import render
+
     atomic_write_text(folder.record, record.dumps())
     atomic_write_text(folder.report, render([record]))
     atomic_write_text(folder.model / "README.md", render_card(record))
@@ -189,6 +193,8 @@ def report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Render the page of one or several audited runs from their records alone, and say where it is."""
     if output is None and len(runs) > 1:
         raise InputError("Several runs need a page of their own.", "--output", "Name one, as in --output compare.html.")
+    from expunge.report.html import render
+
     page = output or RunFolder(runs[0]).report
     page.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(page, render([Record.load(run) for run in runs]))
@@ -201,6 +207,8 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     Raises:
         InputError: something in the folder is not what the record says.
     """
+    from expunge.report.html import render
+
     folder = RunFolder(path)
     record, request, recipe = Record.load(folder.record), folder.load_request(), folder.load_recipe()
     if record.hashes.data != request.hashes():

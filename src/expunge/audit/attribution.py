@@ -194,11 +194,9 @@ def _extremes(
 
 
 def _positions(batch: Batch) -> Tensor:
-    """[B, T] bool: real tokens up to the one that predicts the last answer token."""
+    """[B, T - 1] bool: real tokens up to the one that predicts the last answer token, of those that are forwarded."""
     answers_from = batch.answer_mask.flip(1).cumsum(1).flip(1)
-    before_last = torch.zeros_like(batch.answer_mask)
-    before_last[:, :-1] = answers_from[:, 1:] > 0
-    return before_last & batch.attention_mask.bool()
+    return (answers_from[:, 1:] > 0) & batch.attention_mask[:, :-1].bool()
 
 
 def _make_leaf(leaves: list[Tensor], module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
