@@ -24,7 +24,7 @@ def test_the_front_matter_names_the_base_model_and_the_tags() -> None:
     assert head["library_name"] == "transformers" and {"unlearning", "expunge"} <= set(head["tags"])  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("source", ["/work/models/smol", "smol", "../a/b", "a/b\nlicense: mit", ""])
+@pytest.mark.parametrize("source", ["/srv/models/smol", "smol", "../a/b", "a/b\nlicense: mit", ""])
 def test_a_source_that_is_no_hub_id_is_not_a_base_model(source: str) -> None:
     record = make_record()
     head, _ = split(
