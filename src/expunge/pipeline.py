@@ -40,7 +40,7 @@ from expunge.source import Source, prepare
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
-from expunge.unlearning.methods import Method, build_method
+from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build
 from expunge.unlearning.processes import join_processes
 
@@ -51,14 +51,9 @@ TOP_LEVEL = ("seed", "dtype", "device", "revision")
 
 def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bare `--set` pairs of `expunge unlearn` as the recipe's parts: the loop's arguments, the method's, its own."""
-    loop = {field.name for field in fields(UnlearnArguments)} - {"seed"}
-    parts: dict[str, Any] = {"unlearn": {}, "settings": {}}
-    for key, value in settings.items():
-        if key in TOP_LEVEL:
-            parts[key] = value
-        else:
-            parts["unlearn" if key in loop else "settings"][key] = value
-    return parts
+    own = {key: value for key, value in settings.items() if key in TOP_LEVEL}
+    loop, method = split_settings({key: value for key, value in settings.items() if key not in TOP_LEVEL})
+    return {**own, "unlearn": loop, "settings": method}
 
 
 def run(recipe: Recipe, progress: Progress | None = None) -> Record:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-SHOULD_GO = ("paraphrase", "multi_hop")
-SHOULD_STAY = ("same_answer", "same_subject", "held_out")
+from expunge.request import FORGET_GROUPS, RETAIN_GROUPS
+
+SHOULD_GO, SHOULD_STAY = FORGET_GROUPS, RETAIN_GROUPS
 NO_CONTROL = "log-odds 0 and chance accuracy"
 GOLD_MODEL = "gold model"
 
