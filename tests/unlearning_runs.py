@@ -30,7 +30,6 @@ SMOOTH = {
     "adam_epsilon": 1e-3,
     "max_steps": 4,
     "eval_steps": 2,
-    "stop_accuracy": 0.0,
     "stop_log_odds": -99.0,
 }
 

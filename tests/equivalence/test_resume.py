@@ -23,6 +23,9 @@ RUNS = {
     "npo": Run("npo", arguments={"max_steps": STEPS, "gradient_accumulation_steps": 2, "eval_steps": 3}),
     "ssiuu": Run("ssiuu", {"transform.strength": 1e3}, {"max_steps": STEPS, "per_device_train_batch_size": 2}),
     "lora": Run("ssiuu", LORA, {"max_steps": STEPS, "warmup_steps": 2}),
+    "landing": Run(
+        "graddiff", arguments={"max_steps": STEPS, "eval_steps": 5, "stop_log_odds": -1.0, "stop_within": 0.1}
+    ),
     "layers": Run("ga", {"parametrization": "layers"}, {"max_steps": STEPS}),
 }
 

@@ -47,7 +47,7 @@ def test_zero_forget_data_leaves_the_weights_bit_equal(method: str, settings: di
 def test_a_fact_unknown_from_the_start_leaves_the_weights_bit_equal(method: str, settings: dict[str, str]) -> None:
     model = make_tiny_model()
     before = weights(model)
-    result = Run(method, settings, {"stop_accuracy": 1.0, "stop_log_odds": None}).on(model)
+    result = Run(method, settings, {"stop_log_odds": 99.0, "stop_within": None}).on(model)
     assert_same(before, weights(model))
     assert (result.steps, result.stop_reason, len(result.history)) == (0, StopReason.FORGOTTEN, 1)
 

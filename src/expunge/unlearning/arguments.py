@@ -17,7 +17,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(
         ("learning_rate", "max_steps", "max_grad_norm", "warmup_steps", "weight_decay", "adam_epsilon"), (0, math.inf)
     ),
-    **dict.fromkeys(("stop_accuracy", "max_seconds", "checkpoint_seconds"), (0, math.inf)),
+    **dict.fromkeys(("stop_accuracy", "stop_within", "max_seconds", "checkpoint_seconds"), (0, math.inf)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
     "stop_log_odds": (-math.inf, math.inf),
 }
@@ -45,8 +45,11 @@ class UnlearnArguments:
         adam_beta2: decay of AdamW's second moment.
         adam_epsilon: of AdamW.
         eval_steps: steps between two scorings of the forget items, which can end the run.
-        stop_accuracy: forgotten when the forget accuracy is at most this; None for the mean chance of the items.
-        stop_log_odds: and, if given, when the mean log-odds of the forget items are at most this.
+        stop_log_odds: forgotten when the mean log-odds of the forget items against their options are at most this; 0 is
+            ignorance, less is inversion; None for no such condition.
+        stop_within: tolerance of `stop_log_odds`, nats per token. A run that went further past goes back along its last
+            stretch until it is within, so that all methods stop at the same forget score; None lets it be.
+        stop_accuracy: and, if given, when the forget accuracy is at most this.
         max_seconds: the budget of time, resumed runs included; None for no limit.
         checkpoint_seconds: time between two checkpoints, if there is an output folder.
         checkpoint_steps: steps between two checkpoints, besides; None for none.
@@ -68,8 +71,9 @@ class UnlearnArguments:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     eval_steps: int = 3
+    stop_log_odds: float | None = 0.0
+    stop_within: float | None = 0.25
     stop_accuracy: float | None = None
-    stop_log_odds: float | None = None
     max_seconds: float | None = None
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int | None = None

@@ -29,6 +29,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.batches import StepBatches
 from expunge.unlearning.identity import identity
 from expunge.unlearning.interrupts import deferred_interrupts
+from expunge.unlearning.landing import Landing
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.parametrizations.base import Trained
@@ -124,12 +125,14 @@ def train(
     trained = method.parametrization.bind(model, arguments.seed)
     try:
         stepper = _stepper(model, trained, method, batches, start, arguments)
-        session = Session(trained.parameters, stepper.optimizer, stepper.transforms)
+        graded = tuple(example for example in forget if example.options)
+        landing = _landing(trained, arguments) if graded else None
+        session = Session(trained.parameters, stepper.optimizer, stepper.transforms, landing)
         history = session.resume(output, name) if output else []
         keeper = Keeper(session, output if processes.main else None, name, arguments, history)
-        graded = tuple(example for example in forget if example.options)
         rule = StopRule.of(arguments, graded, width(start.read.head))
-        return _Loop(stepper, rule, keeper, partial(_scores, model, encoder, graded or forget), progress, history).run()
+        score = partial(_scores, model, encoder, graded or forget)
+        return _Loop(stepper, rule, landing, keeper, score, progress, history).run()
     finally:
         trained.fold()
 
@@ -141,12 +144,14 @@ class _Loop:
         self,
         stepper: Stepper,
         rule: StopRule,
+        landing: Landing | None,
         keeper: Keeper,
         score: Callable[[], Scores],
         progress: Progress,
         history: list[StepMetrics],
     ) -> None:
-        self._stepper, self._rule, self._keeper, self._score = stepper, rule, keeper, score
+        self._stepper, self._rule, self._landing = stepper, rule, landing
+        self._keeper, self._score = keeper, score
         self._progress, self._history = progress, history
         self._scores: Scores | None = None
         self._begin = time.monotonic() - (history[-1].seconds if history else 0.0)
@@ -183,15 +188,26 @@ class _Loop:
         arguments = self._stepper.arguments
         self._scores = None
         if metrics.step % arguments.eval_steps == 0 or metrics.step == arguments.max_steps:
-            self._scores = self._score()
+            landed, self._scores = self._scored()
             metrics = replace(
                 metrics,
+                landed=landed,
                 forget_accuracy=self._scores.accuracy,
                 forget_log_odds=None if math.isnan(self._scores.log_odds) else self._scores.log_odds,
                 forget_probability=self._scores.probability,
             )
         self._history.append(replace(metrics, seconds=self._seconds()))
         self._keeper.note(self._history)
+
+    def _scored(self) -> tuple[float | None, Scores]:
+        """The scores of the present weights or, if these went past the target, of those gone back to."""
+        scores = self._score()
+        if self._landing is None:
+            return None, scores
+        if self._landing.overshot(scores):
+            return self._landing.land(self._score)
+        self._landing.keep()
+        return None, scores
 
     def _seconds(self) -> float:
         """Time since the start, the main process's on all of them, as it may end the run."""
@@ -239,6 +255,14 @@ def _stepper(
         transforms = [transform.bind(site) for transform in method.transforms]
     optimizer = adamw(trained.parameters, arguments)
     return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
+
+
+def _landing(trained: Trained, arguments: UnlearnArguments) -> Landing | None:
+    """What brings the run back to the log-odds asked for; None where nothing is, or where accuracy decides too."""
+    target, within = arguments.stop_log_odds, arguments.stop_within
+    if target is None or within is None or arguments.stop_accuracy is not None:
+        return None
+    return Landing(trained.parameters, target, within)
 
 
 def _scores(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> Scores:

@@ -27,6 +27,7 @@ class StepMetrics:
         forget_accuracy: of the forget items after the step.
         forget_log_odds: of the forget items after the step, None also where they have no options.
         forget_probability: mean P(answer) of the forget items after the step.
+        landed: where on the stretch since the last scoring the run came to rest, if it went back; see `landing`.
         transform: what the gradient transforms measured, by name.
     """
 
@@ -40,6 +41,7 @@ class StepMetrics:
     forget_accuracy: float | None = None
     forget_log_odds: float | None = None
     forget_probability: float | None = None
+    landed: float | None = None
     transform: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

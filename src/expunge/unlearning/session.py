@@ -16,6 +16,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.metrics import MetricsFile, StepMetrics
 
 if TYPE_CHECKING:
+    from expunge.unlearning.landing import Landing
     from expunge.unlearning.transforms.base import BoundTransform
 
 FOLDER: Final = "checkpoints"
@@ -23,15 +24,17 @@ FOLDER: Final = "checkpoints"
 
 
 class Session:
-    """What a step changes: trained parameters, optimizer, transforms. Saves and restores all of it."""
+    """What a step changes: parameters, optimizer, transforms, and where to go back to. Saves and restores all of it."""
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         transforms: Sequence[BoundTransform],
+        landing: Landing | None,
     ) -> None:
-        self._parameters, self._optimizer, self._transforms = parameters, optimizer, transforms
+        self._parameters, self._optimizer = parameters, optimizer
+        self._transforms, self._landing = transforms, landing
 
     def save(self, output: Path, identity: Mapping[str, Any], history: Sequence[StepMetrics]) -> None:
         """A checkpoint below `output`; ResourceError where the disk is full."""
@@ -64,6 +67,8 @@ class Session:
             tensors |= {f"optimizer/{name}/{key}": value for key, value in self._optimizer.state[parameter].items()}
         for number, transform in enumerate(self._transforms):
             tensors |= {f"transform{number}/{name}": value for name, value in transform.state().items()}
+        if self._landing is not None:
+            tensors |= {f"landing/{name}": value for name, value in self._landing.state().items()}
         return tensors
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -77,6 +82,8 @@ class Session:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         for number, transform in enumerate(self._transforms):
             transform.load_state(_below(tensors, f"transform{number}/"))
+        if self._landing is not None:
+            self._landing.load_state(_below(tensors, "landing/"))
 
 
 class Keeper:

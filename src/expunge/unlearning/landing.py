@@ -1,0 +1,73 @@
+"""Where a run comes to rest: at the log-odds asked for, by going back along the last stretch if it went past.
+
+    theta(t) = theta_a + t (theta_b - theta_a),  0 <= t <= 1
+
+a: the weights when the forget items were last scored, and still known; b: the present ones, with log-odds far below the
+target, so that the answers are not unknown but avoided. Bisection finds a t with log-odds within the tolerance, so that
+methods whose steps differ in size stop at the same forget score. The retain side moves along the same line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from expunge.models.scores import Scores
+
+TRIES: Final = 8
+"""Bisections at most: 1/256 of a stretch is finer than any tolerance that a score of a few items can bear."""
+
+
+class Landing:
+    """Holds a copy of the trained parameters as they were when the forget items were last scored.
+
+    Args:
+        parameters: the trained parameters by name.
+        target: mean log-odds of the forget items to come to rest at, nats per token.
+        within: how far from it is near enough, nats per token.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], target: float, within: float) -> None:
+        self._parameters, self._target, self._within = parameters, target, within
+        self._kept: dict[str, Tensor] = {}
+
+    def keep(self) -> None:
+        """Remember the present weights: the forget items were scored with them, and are still known."""
+        for name, parameter in self._parameters.items():
+            if name in self._kept:
+                self._kept[name].copy_(parameter.detach())
+            else:
+                self._kept[name] = parameter.detach().clone()
+
+    def overshot(self, scores: Scores) -> bool:
+        """Whether `scores` lie so far below the target that the run should go back."""
+        return bool(self._kept) and scores.log_odds < self._target - self._within
+
+    def land(self, score: Callable[[], Scores]) -> tuple[float, Scores]:
+        """Go back to where `score` is near enough, or as near as the tries allow; that t and its scores."""
+        here = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        low, high, t = 0.0, 1.0, 1.0
+        for _ in range(TRIES):
+            t = (low + high) / 2
+            self._place(here, t)
+            scores = score()
+            if abs(scores.log_odds - self._target) <= self._within:
+                break
+            low, high = (t, high) if scores.log_odds > self._target else (low, t)
+        return t, scores
+
+    def state(self) -> dict[str, Tensor]:
+        """The remembered weights by name."""
+        return dict(self._kept)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the state of another run on the same parameters."""
+        self._kept = dict(state)
+
+    @torch.no_grad()
+    def _place(self, here: Mapping[str, Tensor], t: float) -> None:
+        for name, parameter in self._parameters.items():
+            torch.lerp(self._kept[name], here[name], t, out=parameter.data)
