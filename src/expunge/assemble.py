@@ -90,7 +90,8 @@ def assemble(parts: Parts) -> schema.Record:
             _attack(result, control, share) for (result, control), share in zip(parts.attacks, recoveries, strict=True)
         ),
         control=schema.Control(kind=kind, sentence=SENTENCES[kind]),
-        influence=_influence(before.attribution, after.attribution),
+        influence=_influence(before.attribution, after.attribution, "probability"),
+        influence_log_odds=_influence(before.attribution, after.attribution, "log_odds"),
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
         text=_text(parts),
         items=_items(parts, strongest),
@@ -232,11 +233,11 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
     )
 
 
-def _influence(before: Attribution | None, after: Attribution | None) -> schema.Influence | None:
-    """D+ and D- of P(answer); None where the family is unknown."""
+def _influence(before: Attribution | None, after: Attribution | None, of: str) -> schema.Influence | None:
+    """D+ and D- of P(answer) or of its log-odds; None where the family is unknown."""
     if before is None or after is None:
         return None
-    told = compare(before, after).to_json()
+    told = compare(before.in_terms_of(of), after.in_terms_of(of)).to_json()
     own = {key: value for key, value in told.items() if key in schema.Influence.model_fields}
     return schema.Influence(**own, layers=before.layout.layers)
 

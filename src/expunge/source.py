@@ -7,20 +7,20 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from expunge.data.benchmarks import BENCHMARKS
+from expunge.data.collate import QUESTIONS, Encoder, Template
+from expunge.data.distractors import with_options
 from expunge.data.example import Example
-from expunge.data.sources import read_examples
+from expunge.data.sources import read_examples, read_texts
 from expunge.errors import InputError, nearest
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.smollm import cache_folder, fetch_smollm2
 from expunge.progress import Progress, Silent
 from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
-from expunge.request import Request
-
-Template = Literal["plain", "chat"]
+from expunge.request import FORGET_GROUPS, Request
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,13 @@ def _request(recipe: Recipe, model: str) -> Request:
     """The request from files, or from a benchmark among facts that the model knows."""
     data = recipe.data
     if data.benchmark is None:
-        return _from_files(data)
+        return _from_files(recipe)
     loaded = load_model(model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
     return _built(data, known=loaded, template=recipe.template)
 
 
 def _built(data: Data, known: LoadedModel | None, template: Template = "plain") -> Request:
     """The benchmark's request; `known` is the model whose right answers limit the choice."""
-    from expunge.data.collate import Encoder
     from expunge.models.scores import score_items
 
     assert data.benchmark is not None
@@ -94,14 +93,31 @@ def _built(data: Data, known: LoadedModel | None, template: Template = "plain") 
     return BENCHMARKS[data.benchmark].build(known=answers_right if known else None, seed=data.seed, **data.settings)
 
 
-def _from_files(data: Data) -> Request:
-    """The request that the recipe's files spell out."""
+def _from_files(recipe: Recipe) -> Request:
+    """The request that the recipe's files spell out; questions without options get some, drawn by the data's seed."""
+    data = recipe.data
     assert data.forget is not None and data.retain is not None
-    return Request(
-        forget=read_examples(data.forget),
-        retain=read_examples(data.retain),
-        test={name: read_examples(path) for name, path in data.test.items()},
-        attack=read_examples(data.attack) if data.attack else (),
-        text=tuple(example.answer for example in read_examples(data.text)) if data.text else (),
+    read = partial(read_examples, question=QUESTIONS[recipe.template])
+    forget, retain = read(data.forget), read(data.retain)
+    test = {name: read(path) for name, path in data.test.items()}
+    attack = read(data.attack) if data.attack else ()
+    stays = [*retain, *(e for name, group in test.items() if name not in FORGET_GROUPS for e in group)]
+    filled = partial(with_options, stays=stays, goes=[*forget, *attack], seed=data.seed)
+    bare = sum(not example.options for example in forget)
+    request = Request(
+        forget=filled(forget),
+        retain=filled(retain),
+        test={name: filled(group) for name, group in test.items()},
+        attack=attack,
+        text=read_texts(data.text) if data.text else (),
         name=Path(data.forget).stem,
     )
+    if drawn := bare - sum(not example.options for example in request.forget):
+        log.warning(
+            "%s: %d of %d questions bring no wrong options; these were drawn from the answers to other questions. "
+            'Give "options" for sharper scores.',
+            data.forget,
+            drawn,
+            len(forget),
+        )
+    return request

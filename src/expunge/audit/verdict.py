@@ -4,7 +4,9 @@
 thresholds are those of `Rule`, R is the recovery of `expunge.audit.control`, bounds are those of its 95 % interval.
 
     1 BROKEN         a set that had to stay lost more than `margin_lost` of its accuracy above chance, or the perplexity
-                     of plain text rose by more than `perplexity_factor`: a model that says nothing has forgotten all
+                     of plain text rose by more than `perplexity_factor`: a model that says nothing has forgotten all.
+                     What only `spill` lost is told among the reasons and does not decide: these questions have the
+                     forgotten answers, and losing them is overreach into the fact's neighbourhood, not lost utility
     2 INCONCLUSIVE   fewer than `least_items` forget items, or the original knew no more than the control
     3 NOT FORGOTTEN  without any attack the lower bound of R is above `present`, or the lower bound of the forget
                      accuracy (Wilson) is more than `accuracy_above` over the control's
@@ -30,6 +32,7 @@ from expunge.attacks.budget import Budget
 from expunge.audit.control import Recovery
 from expunge.audit.evidence import Evidence
 from expunge.audit.intervals import wilson_low
+from expunge.audit.utility import Kept
 from expunge.errors import InputError, nearest
 
 Label = Literal["BROKEN", "NOT FORGOTTEN", "HIDDEN", "INCONCLUSIVE", "ERASED"]
@@ -44,6 +47,7 @@ class Rule:
 
     margin_lost: float = 0.5
     perplexity_factor: float = 2.0
+    spill: tuple[str, ...] = ("same_answer",)
     least_items: int = 16
     present: float = 0.2
     accuracy_above: float = 0.1
@@ -117,7 +121,7 @@ def _rank(name: str) -> int:
 
 def _broken(evidence: Evidence, rule: Rule) -> Finding | None:
     for kept in evidence.kept:
-        if kept.margin_lost > rule.margin_lost:
+        if kept.name not in rule.spill and kept.margin_lost > rule.margin_lost:
             return Finding(
                 f"Of what had to stay, {kept.name!r} lost {kept.margin_lost:.0%} of its accuracy above chance "
                 f"({kept.before.accuracy:.2f} to {kept.after.accuracy:.2f}, chance {kept.before.chance:.2f}; "
@@ -230,7 +234,7 @@ def _facts(evidence: Evidence, rule: Rule) -> list[str]:
     ]
     facts += [
         f"{kept.name}: accuracy {kept.before.accuracy:.2f} to {kept.after.accuracy:.2f}, "
-        f"{max(kept.margin_lost, 0):.0%} of the margin over chance lost."
+        f"{max(kept.margin_lost, 0):.0%} of the margin over chance lost{_overreach(kept, rule)}."
         for kept in evidence.kept
         if not math.isnan(kept.margin_lost)
     ]
@@ -256,6 +260,10 @@ def _confidence(evidence: Evidence, rule: Rule, label: Label, finding: Finding) 
     ]
     grades: tuple[Confidence, ...] = ("low", "low", "moderate", "high")
     return grades[sum(firm)]
+
+
+def _overreach(kept: Kept, rule: Rule) -> str:
+    return " (overreach)" if kept.name in rule.spill and kept.margin_lost > rule.margin_lost else ""
 
 
 def _share(recovery: Recovery) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from expunge.data.forms import plain_question
+from expunge.data.forms import Question, bare_question, plain_question
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Template = Literal["plain", "chat"]
+
+QUESTIONS: dict[Template, Question] = {"plain": plain_question, "chat": bare_question}
+"""How a bare question becomes a prompt under each template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,10 @@ class Encoder:
         bos = front if self.template == "plain" else "as the chat template says"
         return {"template": self.template, "max_length": self.max_length, "bos": bos}
 
-    def question(self, text: str) -> str:
-        """The prompt for a bare question: "Question: ...\\nAnswer:", or the question itself under a chat template."""
-        return text if self.template == "chat" else plain_question(text)
+    @property
+    def question(self) -> Question:
+        """Makes a prompt of a bare question: "Question: ...\\nAnswer:", or itself under a chat template."""
+        return QUESTIONS[self.template]
 
     def encode(self, prompt: str, answer: str) -> Encoded:
         """Ids of prompt and answer; an empty prompt makes the answer plain text.

@@ -22,6 +22,11 @@ def plain_question(text: str) -> str:
     return f"Question: {text}\nAnswer:"
 
 
+def bare_question(text: str) -> str:
+    """The question as it stands, which is the user's turn under a chat template."""
+    return text
+
+
 @dataclass(frozen=True)
 class Record:
     """One row together with the place it came from, so that every error can name it.

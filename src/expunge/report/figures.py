@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from expunge.report import charts
 from expunge.report.canvas import to_svg
 from expunge.report.charts import Bar, Frame, Limits, Pair
-from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Record, Score
+from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
 from expunge.report.words import number, percent, plain, signed
 
 
@@ -126,23 +126,40 @@ def _attack_panels(runs: Sequence[Labelled], name: str, key: str, odds: Limits) 
 
 
 def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
-    """Cumulative D+ and D- per run, one vertical scale."""
-    found = [(run.label, run.record.influence) for run in runs if run.record.influence]
-    top = max((v for _, i in found if i for v in (*i.curve_plus, *i.curve_minus)), default=0.0) or 1.0
+    """Cumulative D+ and D- per run, of the probability and of the log-odds, one vertical scale for each of these."""
     panels = []
-    for i, (name, influence) in enumerate(found):
-        if influence and influence.curve_m:
-            label = (
-                f"{name}: at m = {influence.top} erased {number(influence.erased)}, hidden {number(influence.hidden)}"
-            )
-            panels.append(Panel(f"{name}: influence", to_svg(charts.cumulative(influence, top), f"sum{i}", label)))
+    for found in ([r.record.influence for r in runs], [r.record.influence_log_odds for r in runs]):
+        top = _top(v for i in found if i for v in (*i.curve_plus, *i.curve_minus))
+        for place, (run, influence) in enumerate(zip(runs, found, strict=True)):
+            if influence and influence.curve_m:
+                of = plain(influence.of)
+                label = f"{run.label}, {of}: at m = {influence.top} erased {number(influence.erased)}, "
+                label += f"hidden {number(influence.hidden)}"
+                svg = to_svg(charts.cumulative(influence, top), f"sum-{influence.of}-{place}", label)
+                panels.append(Panel(f"{run.label}: influence on the {of}", svg))
     return panels
+
+
+def _top(values: Iterable[float]) -> float:
+    """The largest of `values`, or 1 where there is none above 0: the end of a scale."""
+    return max(values, default=0.0) or 1.0
 
 
 def map_top(runs: Sequence[Labelled]) -> float:
     """The largest value of any map: the end of the colour scale that all maps share."""
-    maps = [g for r in runs if r.record.influence for g in (r.record.influence.map_plus, r.record.influence.map_minus)]
-    return max((value for grid in maps for row in grid for value in row), default=0.0) or 1.0
+    shown = [influence for run in runs if (influence := _mapped(runs, run))]
+    return _top(value for i in shown for grid in (i.map_plus, i.map_minus) for row in grid for value in row)
+
+
+def map_quantity(runs: Sequence[Labelled]) -> str:
+    """What the maps are of."""
+    return next((plain(i.of) for run in runs if (i := _mapped(runs, run))), "")
+
+
+def _mapped(runs: Sequence[Labelled], run: Labelled) -> Influence | None:
+    """The influence of `run` that is mapped: on the log-odds if that is what can be read of any of the runs."""
+    odds = any(r.record.telling_influence is not r.record.influence for r in runs)
+    return run.record.influence_log_odds if odds else run.record.influence
 
 
 def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
@@ -150,7 +167,7 @@ def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
     panels = []
     top = map_top(runs)
     for i, run in enumerate(runs):
-        influence = run.record.influence
+        influence = _mapped(runs, run)
         if influence is None or not influence.layers:
             continue
         maps = (("plus", "erased, D+", influence.map_plus), ("minus", "hidden, D−", influence.map_minus))

@@ -52,6 +52,7 @@ def render(records: Sequence[Record], title: str | None = None) -> str:
             prices=tables.prices(runs),
             provenance=[(run.label, tables.provenance(run.record)) for run in runs],
             map_top=figures.map_top(runs),
+            map_quantity=figures.map_quantity(runs),
             levels=theme.LEVELS,
             said=view,
             words=words,

@@ -130,8 +130,8 @@ class Influence(Part):
     """Influence lost (D+, erased) and negative influence gained (D-, hidden), arXiv:2509.22263.
 
     of: the attributed quantity. erased, hidden: sums of the `top` largest D+ and D-. curve_*: cumulative sums of the
-    top `curve_m` neurons. map_*: [modules][layers], mean of the `top` largest of that map. saturated_share: forget
-    pairs with P near 0 or 1, of which influence says little.
+    top `curve_m` neurons. map_*: [modules][layers], mean of the `top` largest of that map. saturated_*: share of forget
+    pairs with P near 0 or 1 before, after, or at either time; of these the influence on P says little.
     """
 
     of: str = "probability"
@@ -145,6 +145,8 @@ class Influence(Part):
     layers: Count
     map_plus: tuple[tuple[float, ...], ...]
     map_minus: tuple[tuple[float, ...], ...]
+    saturated_before: Share = 0.0
+    saturated_after: Share = 0.0
     saturated_share: Share
 
     @model_validator(mode="after")

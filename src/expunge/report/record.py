@@ -60,6 +60,7 @@ class Record(Part):
     attacks: tuple[Attack, ...]
     control: Control
     influence: Influence | None = None
+    influence_log_odds: Influence | None = None
     logit_lens: LogitLens | None = None
     text: Text = Text()
     items: tuple[Item, ...] = ()
@@ -81,6 +82,12 @@ class Record(Part):
         """The attack that the verdict names, else the one that brought back most, else None."""
         named = [a for a in self.attacks if a.name == self.verdict_details.strongest_attack]
         return next(iter(named), max(self.attacks, key=lambda a: a.recovery, default=None))
+
+    @property
+    def telling_influence(self) -> Influence | None:
+        """The influence that can be read: of the log-odds where most answers are too certain for that of P."""
+        blind = self.influence is not None and self.influence.saturated_share > 0.5
+        return self.influence_log_odds if blind and self.influence_log_odds else self.influence
 
     def dumps(self) -> str:
         """Canonical JSON: the same text for the same record, ending with a line feed."""

@@ -99,16 +99,19 @@ def said_of_control(runs: Sequence[Labelled]) -> str:
 
 
 def said_of_influence(runs: Sequence[Labelled]) -> str:
-    """Erased against hidden at m = 100, per run, and the warning about saturated pairs."""
-    said, saturated, quantities = [], [], []
-    for run in runs:
-        if (influence := run.record.influence) is None:
-            continue
-        said.append(f"{run.label}: erased {number(influence.erased)}, hidden {number(influence.hidden)}")
-        saturated.append(f"{run.label} {percent(influence.saturated_share)}")
-        quantities.append(plain(influence.of))
-    of = listed(list(dict.fromkeys(quantities)))
-    return f"At the mark, {'; '.join(said)} (of the {of}). Pairs too certain to tell: {', '.join(saturated)}."
+    """Erased against hidden at m = 100, per quantity and run, and the warning about saturated pairs."""
+    said = []
+    for found in ([r.record.influence for r in runs], [r.record.influence_log_odds for r in runs]):
+        shares = [
+            f"{run.label} erased {number(i.erased)}, hidden {number(i.hidden)}"
+            for run, i in zip(runs, found, strict=True)
+            if i
+        ]
+        of = next((plain(i.of) for i in found if i), "")
+        said += [f"Of the {of}, at the mark: {'; '.join(shares)}."] if shares else []
+    certain = [f"{r.label} {percent(i.saturated_share)}" for r in runs if (i := r.record.influence)]
+    said += [f"Pairs too certain for the probability to tell: {', '.join(certain)}."] if certain else []
+    return " ".join(said)
 
 
 def said_of_grain(runs: Sequence[Labelled]) -> str:
