@@ -1,4 +1,4 @@
-"""ga, graddiff, npo and ssiuu on world_facts and people, three seeds each: `python benchmarks/first_look.py --runs FOLDER`.
+"""ga, graddiff, npo and ssiuu on both benchmarks, three seeds: `python benchmarks/first_look.py --runs FOLDER`.
 
 Runs what is not yet in FOLDER, keeps each run's record in docs/results/records/first_look/, and writes
 docs/results/first_look.md and .json from those records alone (`--tables` does only that).

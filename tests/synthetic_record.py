@@ -191,6 +191,16 @@ def influence(story: Story, rng: np.random.Generator) -> Influence:
     )
 
 
+def log_odds_of(influence: Influence) -> Influence:
+    """The same story in another unit: everything five times as large."""
+    curves = {name: tuple(5 * v for v in getattr(influence, name)) for name in ("curve_plus", "curve_minus")}
+    maps = {
+        name: tuple(tuple(5 * v for v in row) for row in getattr(influence, name)) for name in ("map_plus", "map_minus")
+    }
+    sums = {"erased": 5 * influence.erased, "hidden": 5 * influence.hidden}
+    return influence.model_copy(update={"of": "log_odds", **sums, **curves, **maps})
+
+
 def lens(story: Story, rng: np.random.Generator) -> LogitLens:
     """Knowledge that appears from layer 15 on, and is turned round (hidden) or gone (erased) after unlearning."""
     layers = np.arange(LAYERS)
@@ -246,7 +256,8 @@ def make_record(name: str = "graddiff") -> Record:
             kind="log-odds 0 and chance accuracy",
             sentence="No model that never knew these facts was attacked: full ignorance is assumed, not measured.",
         ),
-        influence=influence(story, rng),
+        influence=(found := influence(story, rng)),
+        influence_log_odds=log_odds_of(found),
         logit_lens=lens(story, rng),
         text=Text(perplexity_before=18.42, perplexity_after=18.97, kl=0.0213),
         items=items(story),

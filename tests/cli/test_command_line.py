@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge import cli
 from expunge.data.example import Example
@@ -84,6 +85,36 @@ def test_the_whole_way(
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
     assert expunge("verify", run) == 1
+
+
+def test_questions_without_options_and_a_chat_template(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bare questions and answers are enough: wrong options come from the other answers, prompts from the template."""
+    for name in ("forget", "retain", "attack"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        bare = [{"question": row["prompt"], "answer": row["answer"]} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=False)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = {
+        "model": str(tmp_path / "model"),
+        "template": "chat",
+        "data": {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain", "attack")},
+        "unlearn": {"max_steps": 1},
+        "attacks": {"relearn-related": {"max_steps": 1, "eval_every": 1, "learning_rates": [1e-3]}},
+        "output": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    with caplog.at_level(logging.WARNING):
+        assert expunge("run", tmp_path / "recipe.yaml") == 0
+    assert "3 of 3 questions bring no wrong options" in caplog.text
+    stored = [json.loads(line) for line in (tmp_path / "run" / "request" / "forget.jsonl").read_text().splitlines()]
+    assert all(len(row["options"]) == 2 and "Question:" not in row["prompt"] for row in stored)
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["scores"]["forget"]["before"]["chance"] == pytest.approx(1 / 3)
+    assert record["influence_log_odds"]["of"] == "log_odds"
 
 
 def spoil(path: Path, text: str) -> Path:

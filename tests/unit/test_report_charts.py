@@ -89,6 +89,19 @@ def test_maps_share_one_scale(largest: int) -> None:
     assert [i for i, top in enumerate(reached) if top] == [2 * largest + 1]
 
 
+def test_maps_are_of_the_log_odds_where_any_run_is_too_certain_for_the_probability() -> None:
+    """Both runs change over, since their maps share a scale."""
+    records = [make_record("graddiff"), make_record("ssiuu")]
+    assert figures.map_quantity(labelled(records)) == "probability"
+    assert records[1].influence
+    certain = records[1].influence.model_copy(update={"saturated_share": 0.9})
+    blind = [records[0], records[1].model_copy(update={"influence": certain})]
+    assert figures.map_quantity(labelled(blind)) == "log odds"
+    assert figures.map_top(labelled(blind)) == pytest.approx(5 * figures.map_top(labelled(records)))
+    assert blind[0].telling_influence is blind[0].influence
+    assert blind[1].telling_influence is blind[1].influence_log_odds
+
+
 def test_labels_cannot_open_markup_or_mathematics() -> None:
     name = '<b>"$x_1$" 東京 -->'
     bars = [charts.Bar(name, "after", 0.5, 0.1, 0.9, 0.0)]

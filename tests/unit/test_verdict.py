@@ -49,6 +49,14 @@ def test_erased() -> None:
     assert "at this budget" in verdict.reasons[0] and "12%" in verdict.reasons[0]
 
 
+def test_overreach_is_told_and_does_not_decide() -> None:
+    spilt = Kept("same_answer", scores(1.0, 4.0), scores(0.4, 0.5))
+    verdict = decide(replace(GONE, kept=(*GONE.kept, spilt)))
+    assert verdict.label == "ERASED"
+    assert any("same_answer" in reason and "(overreach)" in reason for reason in verdict.reasons)
+    assert not any("retain" in reason and "(overreach)" in reason for reason in verdict.reasons)
+
+
 @pytest.mark.parametrize(
     ("label", "change", "word"),
     [

@@ -47,14 +47,22 @@ def key_rows(runs: Sequence[Labelled]) -> list[Row]:
         Row("accuracy", tuple(percent(a.accuracy) if a else NONE for a in strongest), 2),
         Row("recovery (95 % interval)", tuple(_recovery(a) if a else NONE for a in strongest), 2),
     ]
-    influences = [run.record.influence for run in runs]
-    if any(influences):
-        rows += [
-            Row("Inside"),
-            Row("erased, D+", tuple(number(i.erased) if i else NONE for i in influences), 2),
-            Row("hidden, D−", tuple(number(i.hidden) if i else NONE for i in influences), 2),
-        ]
-    return rows
+    return [*rows, *_influence_rows(runs)]
+
+
+def _influence_rows(runs: Sequence[Labelled]) -> list[Row]:
+    """D+ and D- at m = 100 of the probability and of the log-odds, of what was measured."""
+    rows = []
+    for of, found in (
+        ("probability", [run.record.influence for run in runs]),
+        ("log-odds", [run.record.influence_log_odds for run in runs]),
+    ):
+        if any(found):
+            rows += [
+                Row(f"erased, D+ of the {of}", tuple(number(i.erased) if i else NONE for i in found), 2),
+                Row(f"hidden, D− of the {of}", tuple(number(i.hidden) if i else NONE for i in found), 2),
+            ]
+    return [Row("Inside"), *rows] if rows else []
 
 
 def _score_rows(title: str, changes: Sequence[Change]) -> list[Row]:
