@@ -177,8 +177,9 @@ def run(
         plan = Recipe.load(recipe, overrides)
         with Bars().shown() as progress:
             record = pipeline.run(plan, progress=progress)
-        _print_verdict(record, Path(plan.output))
-        pipeline.gate(record, fail_on)
+        if record is not None:
+            _print_verdict(record, Path(plan.output))
+            pipeline.gate(record, fail_on)
 
     guard(work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,10 @@ USAGE = 1
 INTERNAL = 2
 RESOURCES = 3
 
-out = Console(highlight=False)
+SECONDARY = os.environ.get("RANK", "0") != "0"
+"""Whether this is one of several processes and not the one that tells; all of them tell their errors."""
+
+out = Console(highlight=False, quiet=SECONDARY)
 err = Console(stderr=True, highlight=False)
 
 
@@ -48,7 +52,7 @@ class Bars:
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[info]}"),
             console=err,
-            disable=not err.is_terminal,
+            disable=SECONDARY or not err.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -67,7 +71,7 @@ class Bars:
         """Fill the bar; work may end early."""
         bar = self._progress.tasks[self._progress.task_ids.index(self._tasks[task])]
         self._progress.update(bar.id, total=bar.completed or 1, completed=bar.completed or 1)
-        if not err.is_terminal:
+        if not err.is_terminal and not SECONDARY:
             err.print(f"done: {task} ({bar.elapsed or 0:.0f} s)", markup=False)
 
     @contextmanager

@@ -42,7 +42,7 @@ from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build
-from expunge.unlearning.processes import join_processes
+from expunge.unlearning.processes import join_processes, main_process_first
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,12 @@ def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "unlearn": loop, "settings": method}
 
 
-def run(recipe: Recipe, progress: Progress | None = None) -> Record:
-    """Everything from one recipe: unlearn, attack, audit. Stages already finished in the output folder are kept."""
-    return run_all([recipe], progress)[0]
+def run(recipe: Recipe, progress: Progress | None = None) -> Record | None:
+    """Everything from one recipe: unlearn, attack, audit. Stages already finished in the output folder are kept.
+
+    Several processes unlearn together; the main one then attacks and audits alone, and the others get None.
+    """
+    return next(iter(run_all([recipe], progress)), None)
 
 
 def run_all(recipes: Sequence[Recipe], progress: Progress | None = None) -> list[Record]:
@@ -69,6 +72,8 @@ def run_all(recipes: Sequence[Recipe], progress: Progress | None = None) -> list
         folder = RunFolder(Path(recipe.output))
         if not folder.training.is_file():
             unlearn(recipe, progress)
+        if not join_processes()[0].main:
+            continue
         attack(folder.path, progress=progress)
         records.append(audit(folder.path, progress, baselines))
     return records
@@ -87,7 +92,8 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
     for name, settings in recipe.attacks.items():
         make_attack(name, settings)
     start = time.perf_counter()
-    source = prepare(recipe, progress)
+    with main_process_first():
+        source = prepare(recipe, progress)
     loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
     folder, encoder = RunFolder(Path(recipe.output)), encoder_of(loaded, recipe)
     processes, _ = join_processes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -115,6 +116,32 @@ def test_questions_without_options_and_a_chat_template(
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["scores"]["forget"]["before"]["chance"] == pytest.approx(1 / 3)
     assert record["influence_log_odds"]["of"] == "log_odds"
+
+
+@pytest.mark.slow
+def test_several_processes_unlearn_and_one_tells(words: list[str | Path], tmp_path: Path) -> None:
+    """Half as many rows on each of two processes make the steps of one, and one of them writes and speaks."""
+    recipe = {
+        "model": str(tmp_path / "model"),
+        "data": {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain", "attack")},
+        "unlearn": {"max_steps": 2, "stop_log_odds": None, "per_device_train_batch_size": 2},
+        "attacks": {"relearn-related": {"max_steps": 1, "eval_every": 1, "learning_rates": [1e-3]}},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    run = ["-m", "expunge", "run", tmp_path / "recipe.yaml", "--set"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    alone = [sys.executable, *run, "unlearn.per_device_train_batch_size=4", "--output", tmp_path / "one"]
+    pair = [*launch, *run, "unlearn.per_device_train_batch_size=2", "--output", tmp_path / "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    _, told = (
+        subprocess.run(list(map(str, c)), capture_output=True, text=True, check=True, env=environment).stdout
+        for c in (alone, pair)
+    )
+    assert told.count("Report:") == 1
+    one, two = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("one", "two"))
+    assert one["scores"]["forget"]["after"]["log_odds"] == pytest.approx(
+        two["scores"]["forget"]["after"]["log_odds"], abs=1e-4
+    )
 
 
 def spoil(path: Path, text: str) -> Path:

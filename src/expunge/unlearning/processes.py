@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +27,16 @@ class Processes:
         if self.world > 1:
             distributed.all_reduce(tensor)
         return tensor
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process goes through the block first, so that the others find what it has fetched or trained."""
+    from accelerate import PartialState
+
+    join_processes()
+    with PartialState().main_process_first():
+        yield
 
 
 def join_processes() -> tuple[Processes, torch.device]:
