@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 
 from expunge.errors import NonFiniteLoss, ResourceError
 from expunge.unlearning import session
-from expunge.unlearning.step import Stepper
+from expunge.unlearning.objectives.base import Terms
+from expunge.unlearning.step import Moment
 from tiny import make_tiny_model
 from unlearning_runs import CutAfter, Run, assert_same, history, run_to_file, weights
 from workers import processes
@@ -105,17 +107,18 @@ def test_a_non_finite_step_leaves_the_last_good_weights(
 ) -> None:
     """The third step meets a value that is not a number: in the rows' loss, or in the gradient alone."""
     good = weights(Run(method, arguments={"max_steps": 2}).make()[1])
-    backward = Stepper._micro_batch
+    backward = Moment._micro_batch
 
-    def poisoned(self: Stepper, *arguments: object, **named: object) -> torch.Tensor:
-        sums = backward(self, *arguments, **named)  # type: ignore[arg-type]
-        if self.optimizer.state and next(iter(self.optimizer.state.values()))["step"] == 2:
+    def poisoned(self: Moment, *arguments: object, **named: object) -> Terms:
+        terms = backward(self, *arguments, **named)  # type: ignore[arg-type]
+        optimizer, parameters = self.stepper.optimizer, self.stepper.parameters
+        if optimizer.state and next(iter(optimizer.state.values()))["step"] == 2:
             if part == "weights":
-                return sums * torch.nan
-            next(iter(self.parameters.values())).grad[0, 0] = torch.inf  # type: ignore[index]
-        return sums
+                return replace(terms, forget=terms.forget * torch.nan)
+            next(iter(parameters.values())).grad[0, 0] = torch.inf  # type: ignore[index]
+        return terms
 
-    monkeypatch.setattr(Stepper, "_micro_batch", poisoned)
+    monkeypatch.setattr(Moment, "_micro_batch", poisoned)
     model = make_tiny_model()
     with pytest.raises(NonFiniteLoss, match="in step 3"):
         Run(method, arguments={"max_steps": 6}).on(model, tmp_path)

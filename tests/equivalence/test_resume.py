@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from expunge.errors import InputError
-from expunge.unlearning.step import Stepper
+from expunge.unlearning.objectives.base import Terms
+from expunge.unlearning.step import Moment
 from tiny import make_tiny_model
 from unlearning_runs import CutAfter, Run, assert_same, history, largest_difference, weights
 
@@ -72,16 +72,17 @@ def test_ctrl_c_in_the_middle_of_a_step(
     presses: int, saved: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one lets the step end; a second one does not, and then the torn state is not saved."""
-    backward = Stepper._micro_batch
+    backward = Moment._micro_batch
 
-    def interrupted(self: Stepper, *arguments: object, **named: object) -> torch.Tensor:
-        sums = backward(self, *arguments, **named)  # type: ignore[arg-type]
-        if self.optimizer.state and next(iter(self.optimizer.state.values()))["step"] == 2:
+    def interrupted(self: Moment, *arguments: object, **named: object) -> Terms:
+        terms = backward(self, *arguments, **named)  # type: ignore[arg-type]
+        optimizer = self.stepper.optimizer
+        if optimizer.state and next(iter(optimizer.state.values()))["step"] == 2:
             for _ in range(presses):
                 os.kill(os.getpid(), signal.SIGINT)
-        return sums
+        return terms
 
-    monkeypatch.setattr(Stepper, "_micro_batch", interrupted)
+    monkeypatch.setattr(Moment, "_micro_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         RUNS["kl"].make(tmp_path)
     assert [path.name for path in tmp_path.glob("checkpoints/*")] == saved

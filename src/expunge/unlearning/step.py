@@ -11,23 +11,28 @@ micro-batches nor the number of processes changes what is computed. DDP would av
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PreTrainedModel
 
+from expunge.data.collate import Batch
 from expunge.errors import NonFiniteLoss
-from expunge.models.answers import forward_pair
+from expunge.models.answers import Answers, answer_log_probs, forward_pair
+from expunge.models.architecture import Readout
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.batches import MicroBatch, StepBatches
 from expunge.unlearning.metrics import StepMetrics
-from expunge.unlearning.objectives.base import Objective, Totals
+from expunge.unlearning.objectives.base import WHOLE, Objective, Share, Terms, Totals
 from expunge.unlearning.start import StartCache
-from expunge.unlearning.transforms.base import BoundTransform
+from expunge.unlearning.transforms.base import BoundTransform, Side
+
+_SIDES: Final[tuple[Side, Side]] = ("forget", "retain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,10 @@ class Stepper:
         Raises:
             NonFiniteLoss: the loss or the gradient is; the weights are those of the last good step.
         """
-        loss, forget, retain = self._backward(number)
-        measured = {name: value for transform in self.transforms for name, value in transform.apply().items()}
+        seen = Seen()
+        Moment(self, number, seen).add(WHOLE)
+        loss, forget, retain = self._reduced(seen, number)
+        measured = seen.measured | {k: v for transform in self.transforms for k, v in transform.apply().items()}
         norm = self._clip(number)
         rate = self.arguments.rate(number)
         for group in self.optimizer.param_groups:
@@ -59,33 +66,19 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return StepMetrics(number + 1, 0.0, loss, forget, retain, norm, rate, transform=measured)
 
-    def _backward(self, number: int) -> tuple[float, float, float]:
-        """Gradients of the whole step; its loss and the two terms."""
-        totals = self.batches.totals(number)
-        parts = list(self.batches.at(number))
-        sums = torch.zeros(3, dtype=torch.float64)
-        for place, part in enumerate(parts, 1):
-            sums += self._micro_batch(part, totals, last=place == len(parts)).double().cpu()
+    def _reduced(self, seen: Seen, number: int) -> tuple[float, float, float]:
+        """Gradients and terms summed over the processes: the loss and its two terms."""
         total = self.batches.processes.sum
         for parameter in self.parameters.values():
             if parameter.grad is not None:
                 total(parameter.grad)
-        loss, forget, retain = total(sums.to(self.batches.device)).tolist()
+        weights, terms = self.objective.weights, torch.zeros(2, dtype=torch.float64, device=self.batches.device)
+        for place, side in enumerate(_SIDES):
+            terms[place] = seen.terms.get(side, 0.0)
+        forget, retain = total(terms).tolist()
+        loss = weights.forget * forget + weights.retain * retain
         self._require_finite("loss", loss, number)
         return loss, forget, retain
-
-    def _micro_batch(self, part: MicroBatch, totals: Totals, *, last: bool) -> Tensor:
-        """Add the gradient of one micro-batch; its share of the loss and the two terms."""
-        with ExitStack() as watching:
-            for transform in self.transforms:
-                watching.enter_context(transform.watch(len(part.forget)))
-            forget, retain = forward_pair(self.model, part.forget, part.retain, self.batches.pad_id, self.start.read)
-        terms = self.objective(forget, retain, totals, self.start.of(part))
-        loss = terms.loss * part.weight
-        for transform in self.transforms:
-            transform.before_backward(loss, forget, last)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return part.weight * torch.stack([terms.loss.detach(), terms.forget, terms.retain])
 
     def _clip(self, number: int) -> float:
         """The gradient's norm, which is then at most `max_grad_norm`."""
@@ -104,6 +97,98 @@ class Stepper:
                 f"The {what} became {value} in step {number + 1}; the weights are those before it.",
                 fix="Lower the learning rate, or stop earlier.",
             )
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one step measures: each term where it was first evaluated, and what the transforms tell."""
+
+    terms: dict[Side, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One step in the making, as the transform at `depth` sees it; implements `transforms.base.Step`.
+
+    Args:
+        stepper: whose step.
+        number: steps made before.
+        seen: what the whole step measures.
+        depth: number of transforms above.
+        share: what those above ask for.
+    """
+
+    stepper: Stepper
+    number: int
+    seen: Seen
+    depth: int = 0
+    share: Share = WHOLE
+
+    def add(self, share: Share) -> None:
+        """Have the next transform make the gradient or, below the last, the objective itself."""
+        wanted = Share(self.share.forget * share.forget, self.share.retain * share.retain)
+        if self.depth < len(self.stepper.transforms):
+            below = replace(self, depth=self.depth + 1, share=wanted)
+            self.seen.measured |= self.stepper.transforms[self.depth].gradient(below)
+        else:
+            self._objective(wanted)
+
+    def rows(self, side: Side, ahead: int = 0) -> Iterator[Batch]:
+        """Micro-batches of one side, without those that are only there to keep the processes in step."""
+        for part in self.stepper.batches.at(self.number + ahead):
+            batch = part.forget if side == "forget" else part.retain
+            if part.weight and batch is not None:
+                yield batch
+
+    def answers(self, rows: Batch) -> Answers:
+        """What the model says to `rows`, with its graph."""
+        return answer_log_probs(self.stepper.model, rows, self.stepper.start.read)
+
+    def tokens(self, side: Side, ahead: int = 0) -> int:
+        """Answer tokens of one side of the step `ahead` from now, over all processes."""
+        totals = self.stepper.batches.totals(self.number + ahead)
+        return totals.forget_tokens if side == "forget" else totals.retain_tokens
+
+    def _objective(self, share: Share) -> None:
+        """Add the gradient of `share` of the loss, micro-batch after micro-batch."""
+        if not share.forget and not self.stepper.objective.uses_retain:
+            return
+        totals = self.stepper.batches.totals(self.number)
+        parts = list(self.stepper.batches.at(self.number))
+        sums = torch.zeros(2, dtype=torch.float64)
+        for place, part in enumerate(parts, 1):
+            terms = self._micro_batch(part, totals, share, last=place == len(parts))
+            sums += part.weight * torch.stack([terms.forget, terms.retain]).double().cpu()
+        for side, value, wanted in zip(_SIDES, sums.tolist(), (share.forget, share.retain), strict=True):
+            if wanted:
+                self.seen.terms.setdefault(side, value)
+
+    def _micro_batch(self, part: MicroBatch, totals: Totals, share: Share, *, last: bool) -> Terms:
+        """Add the gradient of one micro-batch."""
+        stepper = self.stepper
+        sides = part.forget if share.forget else None, part.retain if share.retain else None
+        with ExitStack() as watching:
+            for transform in stepper.transforms if share.forget else ():
+                watching.enter_context(transform.watch(len(part.forget)))
+            forget, retain = forward_sides(stepper.model, *sides, stepper.batches.pad_id, stepper.start.read)
+        terms = stepper.objective(forget, retain, totals, stepper.start.of(part), share)
+        loss = terms.loss * part.weight
+        if forget is not None:
+            for transform in stepper.transforms:
+                transform.before_backward(loss, forget, last)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        return terms
+
+
+def forward_sides(
+    model: PreTrainedModel, forget: Batch | None, retain: Batch | None, pad_id: int, read: Readout
+) -> tuple[Answers | None, Answers | None]:
+    """The answers of the sides that are there, from one forward."""
+    if forget is None:
+        return None, None if retain is None else answer_log_probs(model, retain, read)
+    return forward_pair(model, forget, retain, pad_id, read)
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], arguments: UnlearnArguments) -> torch.optim.AdamW:

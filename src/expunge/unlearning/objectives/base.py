@@ -42,6 +42,17 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """How much of each side of the loss is wanted, on top of the objective's weights; 0 leaves its rows out."""
+
+    forget: float = 1.0
+    retain: float = 1.0
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class StartValues:
     """What the model said about the rows of a micro-batch before training, as far as the objective asks for it.
 
@@ -60,35 +71,72 @@ class Objective(ABC):
     """A loss on the answers of forget and retain rows.
 
     A subclass is a frozen dataclass of its settings. It must reach the forget rows through `forget.sequence` alone if
-    the attribution penalty is to work with it.
+    the attribution penalty is to ride on its backward.
     """
 
-    uses_retain: ClassVar[bool] = True
+    uses_retain: ClassVar[bool] = False
     """Whether retain rows are forwarded at all."""
     uses_forget_start: ClassVar[bool] = False
     """Whether `start.forget` is wanted."""
     uses_retain_start: ClassVar[bool] = False
     """Whether `start.retain_logits` is wanted."""
 
+    @property
+    def weights(self) -> Share:
+        """gamma and alpha."""
+        return WHOLE
+
     @abstractmethod
-    def __call__(self, forget: Answers, retain: Answers | None, totals: Totals, start: StartValues) -> Terms:
-        """The share of the loss of these rows; `retain` is None where there are no retain rows."""
+    def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
+        """These rows' share of L_f."""
+
+    def retain_loss(self, retain: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
+        """These rows' share of L_r: CE(r) unless the objective has another."""
+        return cross_entropy(retain.sequence, totals.retain_tokens)
+
+    def __call__(
+        self,
+        forget: Answers | None,
+        retain: Answers | None,
+        totals: Totals,
+        start: StartValues,
+        share: Share = WHOLE,
+    ) -> Terms:
+        """The share of the loss of these rows; a side is None where it has no rows."""
+        nothing = torch.zeros((), device=next(rows.sequence.device for rows in (forget, retain) if rows is not None))
+        up = nothing if forget is None else self.forget_loss(forget, totals, start)
+        held = nothing if retain is None else self.retain_loss(retain, totals, start)
+        weights = self.weights
+        loss = share.forget * weights.forget * up + share.retain * weights.retain * held
+        return Terms(loss, up.detach(), held.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced(Objective):
+    """An objective with a retain side, and a weight for each side.
+
+    Args:
+        forget_weight: gamma.
+        retain_weight: alpha.
+    """
+
+    uses_retain: ClassVar[bool] = True
+
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_weights(forget_weight=self.forget_weight, retain_weight=self.retain_weight)
+
+    @property
+    def weights(self) -> Share:
+        """gamma and alpha."""
+        return Share(self.forget_weight, self.retain_weight)
 
 
 def cross_entropy(sequence: Float[Tensor, " items"], tokens: int) -> Float[Tensor, ""]:
     """Mean NLL per answer token, from log P of whole answers and the number of tokens to divide by."""
     return -sequence.sum() / max(tokens, 1)
-
-
-def retain_cross_entropy(retain: Answers | None, totals: Totals) -> Float[Tensor, ""]:
-    """CE on the retain answers, or 0 where there are none."""
-    return torch.zeros(()) if retain is None else cross_entropy(retain.sequence, totals.retain_tokens)
-
-
-def weighted(forget: Tensor, retain: Tensor, forget_weight: float, retain_weight: float) -> Terms:
-    """`forget_weight * forget + retain_weight * retain`, and the two beside it."""
-    retain = retain.to(forget.device)
-    return Terms(forget_weight * forget + retain_weight * retain, forget.detach(), retain.detach())
 
 
 def require_weights(**weights: float) -> None:

@@ -8,13 +8,12 @@ T_f is the number of answer tokens of the forget batch. Unbounded below: only ea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from expunge.unlearning.objectives.base import Objective, StartValues, Terms, Totals, cross_entropy, weighted
+from expunge.unlearning.objectives.base import Objective, StartValues, Totals, cross_entropy
 
 if TYPE_CHECKING:
     from expunge.models.answers import Answers
@@ -29,8 +28,6 @@ def gradient_ascent(sequence: Float[Tensor, " items"], tokens: int) -> Float[Ten
 class GradientAscent(Objective):
     """GA (Jang et al. 2023): the forget answers' NLL goes up, with no retain term."""
 
-    uses_retain: ClassVar[bool] = False
-
-    def __call__(self, forget: Answers, retain: Answers | None, totals: Totals, start: StartValues) -> Terms:
+    def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
         """-CE(f)."""
-        return weighted(gradient_ascent(forget.sequence, totals.forget_tokens), torch.zeros(()), 1.0, 0.0)
+        return gradient_ascent(forget.sequence, totals.forget_tokens)

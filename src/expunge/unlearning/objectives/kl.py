@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from expunge.errors import InternalError
-from expunge.unlearning.objectives.base import Objective, StartValues, Terms, Totals, require_weights, weighted
+from expunge.unlearning.objectives.base import Balanced, StartValues, Totals
 from expunge.unlearning.objectives.ga import gradient_ascent
 
 if TYPE_CHECKING:
@@ -32,31 +31,17 @@ def kl_from_start(
 
 
 @dataclass(frozen=True, slots=True)
-class KL(Objective):
-    """KL minimisation (Maini et al. 2024).
-
-    Args:
-        forget_weight: gamma.
-        retain_weight: alpha.
-    """
+class KL(Balanced):
+    """KL minimisation (Maini et al. 2024)."""
 
     uses_retain_start: ClassVar[bool] = True
 
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
+    def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
+        """-CE(f)."""
+        return gradient_ascent(forget.sequence, totals.forget_tokens)
 
-    def __post_init__(self) -> None:
-        require_weights(forget_weight=self.forget_weight, retain_weight=self.retain_weight)
-
-    def __call__(self, forget: Answers, retain: Answers | None, totals: Totals, start: StartValues) -> Terms:
-        """-gamma CE(f) + alpha KL(start || model) on the answer tokens of r."""
-        up = gradient_ascent(forget.sequence, totals.forget_tokens)
-        return weighted(up, self._held(retain, totals, start), self.forget_weight, self.retain_weight)
-
-    @staticmethod
-    def _held(retain: Answers | None, totals: Totals, start: StartValues) -> Tensor:
-        if retain is None:
-            return torch.zeros(())
+    def retain_loss(self, retain: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
+        """KL(start || model) on the answer tokens of r."""
         if start.retain_logits is None:
             raise InternalError("KL needs the starting model's logits on the retain rows.")
         return kl_from_start(start.logits(retain.hidden), start.retain_logits, totals.retain_tokens)

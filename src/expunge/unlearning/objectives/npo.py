@@ -21,15 +21,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from expunge.errors import InputError, InternalError
-from expunge.unlearning.objectives.base import (
-    Objective,
-    StartValues,
-    Terms,
-    Totals,
-    require_weights,
-    retain_cross_entropy,
-    weighted,
-)
+from expunge.unlearning.objectives.base import Balanced, StartValues, Totals
 
 if TYPE_CHECKING:
     from expunge.models.answers import Answers
@@ -43,29 +35,24 @@ def negative_preference(
 
 
 @dataclass(frozen=True, slots=True)
-class NPO(Objective):
+class NPO(Balanced):
     """NPO with a retain term (Zhang et al. 2024).
 
     Args:
         beta: inverse temperature, > 0; the smaller, the nearer to gradient ascent.
-        forget_weight: gamma.
-        retain_weight: alpha.
     """
 
     uses_forget_start: ClassVar[bool] = True
 
     beta: float = 0.1
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        require_weights(forget_weight=self.forget_weight, retain_weight=self.retain_weight)
+        Balanced.__post_init__(self)
         if not 0 < self.beta < float("inf"):
             raise InputError("beta must be a finite number above 0.", f"beta={self.beta}")
 
-    def __call__(self, forget: Answers, retain: Answers | None, totals: Totals, start: StartValues) -> Terms:
-        """gamma L_f + alpha CE(r)."""
+    def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
+        """L_f."""
         if start.forget is None:
             raise InternalError("NPO needs the starting model's log-probabilities of the forget answers.")
-        away = negative_preference(forget.sequence, start.forget, self.beta, totals.forget_items)
-        return weighted(away, retain_cross_entropy(retain, totals), self.forget_weight, self.retain_weight)
+        return negative_preference(forget.sequence, start.forget, self.beta, totals.forget_items)

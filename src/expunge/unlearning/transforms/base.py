@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor, nn
 
+from expunge.unlearning.objectives.base import WHOLE, Share
+
 if TYPE_CHECKING:
+    from expunge.data.collate import Batch
     from expunge.models.answers import Answers
     from expunge.models.architecture import Architecture
+
+Side = Literal["forget", "retain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +47,58 @@ class GradientTransform(ABC):
         """A runtime for one run on `site`; raises `InputError` where the transform cannot work there."""
 
 
-class BoundTransform(ABC):
+class Step(Protocol):
+    """One optimizer step, as a transform sees it: what it may ask of the loop."""
+
+    @property
+    def number(self) -> int:
+        """Steps made before this one."""
+
+    def add(self, share: Share) -> None:
+        """Add to `.grad` this process's gradient of `share` of the objective at the present weights."""
+
+    def rows(self, side: Side, ahead: int = 0) -> Iterator[Batch]:
+        """This process's micro-batches of forget or retain rows of the step that is `ahead` steps from now."""
+
+    def answers(self, rows: Batch) -> Answers:
+        """What the model says to `rows` at the present weights, with its graph."""
+
+    def tokens(self, side: Side, ahead: int = 0) -> int:
+        """Answer tokens of that side of that step, over all processes: what a mean over it is divided by."""
+
+
+class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transform overrides what it changes
     """A transform at work.
 
-    One step of the loop calls, for each micro-batch, `watch` around the fused forward and `before_backward` on its
-    loss; then, once the gradients are those of the whole step, `apply`. Every process makes the same calls.
+    One step of the loop calls `gradient` once, then sums `.grad` over the processes, and then calls `apply`. While
+    `Step.add` runs, each micro-batch calls `watch` around the fused forward and `before_backward` on its loss. Every
+    process makes the same calls.
     """
 
-    @abstractmethod
+    def gradient(self, step: Step) -> dict[str, float]:
+        """Leave in `.grad` this process's share of the gradient, and the weights as they were; numbers worth logging.
+
+        With several transforms `step.add` of the first leads through the second, and so on.
+        """
+        step.add(WHOLE)
+        return {}
+
     def watch(self, forget_rows: int) -> AbstractContextManager[None]:
         """A context for the forward of one micro-batch, whose rows [0, forget_rows) are forget examples."""
+        return nullcontext()
 
-    @abstractmethod
     def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:
-        """Look at a loss whose graph is alive; `last` marks the last micro-batch of the step."""
+        """Look at a loss with forget rows whose graph is alive; `last` marks the step's last micro-batch."""
+        return
 
-    @abstractmethod
     def apply(self) -> dict[str, float]:
         """Finish the step's change to `.grad`, before clipping; the numbers worth logging, often none."""
+        return {}
 
-    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """What exact resume needs: live tensors, not copies."""
+        return {}
 
-    @abstractmethod
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` of an equal run gave; the tensors now belong to this transform."""
+        return
