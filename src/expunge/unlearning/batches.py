@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from expunge.data.collate import Batch, Encoded, collate
 from expunge.data.order import PairedOrder
 from expunge.unlearning.objectives.base import Totals
 from expunge.unlearning.processes import Processes
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionRows:
+    """Other answers to the prompts of forget rows: `owner` is the forget row of each, `rows.index` its number."""
+
+    rows: Batch
+    owner: Int[Tensor, " rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,7 @@ class MicroBatch:
     forget: Batch
     retain: Batch | None
     weight: float
+    companions: CompanionRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,7 @@ class StepBatches:
         pad_id: what rows are padded with.
         processes: who shares the step.
         device: where the rows go.
+        companions: for each forget item other answers to its prompt, as the objective asks; empty where it does not.
     """
 
     forget: Sequence[Encoded]
@@ -44,11 +56,18 @@ class StepBatches:
     pad_id: int
     processes: Processes
     device: torch.device
+    companions: Sequence[tuple[Encoded, ...]] = ()
 
     def totals(self, step: int) -> Totals:
         """The counts of the whole step."""
         forget, retain = self.order.at(step)
-        return Totals(_tokens(self.forget, forget), len(forget), _tokens(self.retain, retain))
+        return Totals(
+            _tokens(self.forget, forget),
+            len(forget),
+            _tokens(self.retain, retain),
+            forget_positions=_positions(self.forget, forget),
+            retain_positions=_positions(self.retain, retain),
+        )
 
     def at(self, step: int) -> Iterator[MicroBatch]:
         """The micro-batches of this process; every process has as many.
@@ -66,7 +85,19 @@ class StepBatches:
                 self._batch(self.forget, forget[rows]),
                 self._batch(self.retain, retain[rows]) if retain else None,
                 float(rows is part),
+                self._companions(forget[rows]) if self.companions else None,
             )
+
+    def _companions(self, index: Sequence[int]) -> CompanionRows | None:
+        """The companions of the forget items `index`, numbered through over all items."""
+        first = list(accumulate((len(found) for found in self.companions), initial=0))
+        numbers = [first[item] + k for item in index for k in range(len(self.companions[item]))]
+        encoded = [found for item in index for found in self.companions[item]]
+        owners = [row for row, item in enumerate(index) for _ in self.companions[item]]
+        if not encoded:
+            return None
+        rows = collate(encoded, self.pad_id, numbers).to(self.device)
+        return CompanionRows(rows, torch.tensor(owners, device=self.device))
 
     def _batch(self, items: Sequence[Encoded], index: Sequence[int]) -> Batch:
         return collate([items[i] for i in index], self.pad_id, index).to(self.device)
@@ -81,3 +112,7 @@ def even_parts(n: int, parts: int) -> list[slice]:
 
 def _tokens(items: Sequence[Encoded], index: Sequence[int]) -> int:
     return sum(len(items[i].ids) - items[i].answer_start for i in index)
+
+
+def _positions(items: Sequence[Encoded], index: Sequence[int]) -> int:
+    return sum(len(items[i].ids) for i in index)

@@ -29,7 +29,7 @@ _FREE: Final = (
 def identity(method: Method, arguments: UnlearnArguments, batches: StepBatches, model: nn.Module) -> dict[str, Any]:
     """What must agree: method, arguments, the items and their order, the starting weights."""
     settings = {name: value for name, value in asdict(arguments).items() if name not in _FREE}
-    data = {"forget": batches.forget, "retain": batches.retain}
+    data = {"forget": batches.forget, "retain": batches.retain, "companions": batches.companions}
     return {
         "method": repr(method),
         **settings,

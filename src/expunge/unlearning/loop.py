@@ -32,7 +32,7 @@ from expunge.unlearning.interrupts import deferred_interrupts
 from expunge.unlearning.landing import Landing
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.metrics import StepMetrics
-from expunge.unlearning.parametrizations.base import Trained
+from expunge.unlearning.parametrizations.base import Material, Trained
 from expunge.unlearning.processes import Processes, join_processes
 from expunge.unlearning.session import Keeper, Session
 from expunge.unlearning.start import StartCache, cache_start
@@ -122,7 +122,7 @@ def train(
     # Everything about the untouched model comes first: a checkpoint may be about to replace its weights.
     start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
     name = identity(method, arguments, batches, model) if output else {}
-    trained = method.parametrization.bind(model, arguments.seed)
+    trained = method.parametrization.bind(model, arguments.seed, _material(batches, encoder))
     try:
         stepper = _stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
@@ -236,7 +236,16 @@ def _batches(
     size = per_forward * arguments.gradient_accumulation_steps * processes.world
     order = PairedOrder(len(forget), len(used), size, arguments.seed)
     gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))
-    return StepBatches(gone, kept, order, per_forward, encoder.pad_id, processes, model.device)
+    found = [method.objective.companions(example) for example in forget]
+    beside = [tuple(encoder.encode(e.prompt, text) for text in texts) for e, texts in zip(forget, found, strict=True)]
+    companions = beside if any(beside) else ()
+    return StepBatches(gone, kept, order, per_forward, encoder.pad_id, processes, model.device, companions)
+
+
+def _material(batches: StepBatches, encoder: Encoder) -> Material:
+    """The items of the run, as a parametrization may look at them."""
+    special = frozenset(encoder.tokenizer.all_special_ids)
+    return Material(batches.forget, batches.retain, batches.pad_id, special, 2 * batches.per_forward)
 
 
 def _stepper(

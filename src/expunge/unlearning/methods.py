@@ -11,8 +11,11 @@ from typing import Any, Final
 from expunge.errors import InputError, nearest
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.objectives.base import Objective
+from expunge.unlearning.objectives.bounded import Bounded
+from expunge.unlearning.objectives.dpo import DPO
 from expunge.unlearning.objectives.ga import GradientAscent
 from expunge.unlearning.objectives.graddiff import GradDiff
+from expunge.unlearning.objectives.idk import IdkNLL
 from expunge.unlearning.objectives.kl import KL
 from expunge.unlearning.objectives.npo import NPO
 from expunge.unlearning.parametrizations.base import Parametrization
@@ -22,6 +25,8 @@ from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.parts import build, changed, field_names
 from expunge.unlearning.transforms.attribution import AttributionPenalty
 from expunge.unlearning.transforms.base import GradientTransform
+from expunge.unlearning.transforms.relearning import SimulatedRelearning
+from expunge.unlearning.transforms.sam import SAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,15 @@ METHODS: Final[dict[str, Method]] = {
     "graddiff": Method(GradDiff(), summary="ascent on forget, descent on retain answers (arXiv:2401.06121)"),
     "kl": Method(KL(), summary="ascent, held by KL to the start on retain answers (arXiv:2401.06121)"),
     "npo": Method(NPO(), summary="negative preference optimization, with retain loss (arXiv:2404.05868)"),
+    "dpo": Method(DPO(), summary="a refusal preferred to the answer, with retain loss (arXiv:2401.06121)"),
+    "idk": Method(IdkNLL(), summary="fine-tuning on a refusal, with retain loss (arXiv:2401.06121)"),
+    "bounded": Method(Bounded(), summary="hinge on the answer's margin over its options: stops at ignorance"),
+    "npo_sam": Method(NPO(), (SAM(),), summary="npo, flat against small changes of the weights (arXiv:2502.05374)"),
+    "durable": Method(
+        Bounded(),
+        (SimulatedRelearning(),),
+        summary="stops at ignorance, half of the forget gradient taken where an attacker would bring the weights",
+    ),
     "ssiuu": Method(
         GradDiff(),
         (AttributionPenalty(strength=1e-3),),
@@ -46,8 +60,20 @@ METHODS: Final[dict[str, Method]] = {
     ),
 }
 
-OBJECTIVES: Final[dict[str, type[Objective]]] = {"ga": GradientAscent, "graddiff": GradDiff, "kl": KL, "npo": NPO}
-TRANSFORMS: Final[dict[str, type[GradientTransform]]] = {"attribution": AttributionPenalty}
+OBJECTIVES: Final[dict[str, type[Objective]]] = {
+    "ga": GradientAscent,
+    "graddiff": GradDiff,
+    "kl": KL,
+    "npo": NPO,
+    "dpo": DPO,
+    "idk": IdkNLL,
+    "bounded": Bounded,
+}
+TRANSFORMS: Final[dict[str, type[GradientTransform]]] = {
+    "attribution": AttributionPenalty,
+    "relearning": SimulatedRelearning,
+    "sam": SAM,
+}
 PARAMETRIZATIONS: Final[dict[str, type[Parametrization]]] = {"full": Full, "layers": Layers, "lora": LoRA}
 """Parts by name. Other packages add theirs by entry points `expunge.objectives`, `.transforms`, `.parametrizations`."""
 

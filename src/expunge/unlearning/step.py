@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 from expunge.data.collate import Batch
 from expunge.errors import NonFiniteLoss
 from expunge.models.answers import Answers, answer_log_probs, forward_pair
-from expunge.models.architecture import Readout
+from expunge.models.states import read_states_pair
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.batches import MicroBatch, StepBatches
 from expunge.unlearning.metrics import StepMetrics
-from expunge.unlearning.objectives.base import WHOLE, Objective, Share, Terms, Totals
+from expunge.unlearning.objectives.base import WHOLE, Companions, Objective, Share, Terms, Totals
 from expunge.unlearning.start import StartCache
 from expunge.unlearning.transforms.base import BoundTransform, Side
 
@@ -134,6 +134,11 @@ class Moment:
         else:
             self._objective(wanted)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every forget item has come once more."""
+        return self.stepper.batches.order.steps_per_epoch
+
     def rows(self, side: Side, ahead: int = 0) -> Iterator[Batch]:
         """Micro-batches of one side, without those that are only there to keep the processes in step."""
         for part in self.stepper.batches.at(self.number + ahead):
@@ -152,7 +157,7 @@ class Moment:
 
     def _objective(self, share: Share) -> None:
         """Add the gradient of `share` of the loss, micro-batch after micro-batch."""
-        if not share.forget and not self.stepper.objective.uses_retain:
+        if not share.forget and not (share.retain and self.stepper.objective.uses_retain):
             return
         totals = self.stepper.batches.totals(self.number)
         parts = list(self.stepper.batches.at(self.number))
@@ -171,8 +176,9 @@ class Moment:
         with ExitStack() as watching:
             for transform in stepper.transforms if share.forget else ():
                 watching.enter_context(transform.watch(len(part.forget)))
-            forget, retain = forward_sides(stepper.model, *sides, stepper.batches.pad_id, stepper.start.read)
-        terms = stepper.objective(forget, retain, totals, stepper.start.of(part), share)
+            forget, retain = forward_sides(stepper.model, *sides, stepper.batches.pad_id, stepper.start)
+        beside = None if forget is None else self._companions(part)
+        terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside), share)
         loss = terms.loss * part.weight
         if forget is not None:
             for transform in stepper.transforms:
@@ -181,14 +187,23 @@ class Moment:
             loss.backward()  # type: ignore[no-untyped-call]
         return terms
 
+    def _companions(self, part: MicroBatch) -> Companions | None:
+        """What the model says now to other answers of the forget prompts, if the objective has any."""
+        if part.companions is None:
+            return None
+        with torch.set_grad_enabled(self.stepper.objective.trains_companions):
+            return Companions(self.answers(part.companions.rows), part.companions.owner)
+
 
 def forward_sides(
-    model: PreTrainedModel, forget: Batch | None, retain: Batch | None, pad_id: int, read: Readout
+    model: PreTrainedModel, forget: Batch | None, retain: Batch | None, pad_id: int, start: StartCache
 ) -> tuple[Answers | None, Answers | None]:
-    """The answers of the sides that are there, from one forward."""
+    """What the objective reads of the sides that are there, from one forward: answers, or the states of one block."""
+    if start.block is not None:
+        return read_states_pair(start.read.backbone, start.block, forget, retain, pad_id)
     if forget is None:
-        return None, None if retain is None else answer_log_probs(model, retain, read)
-    return forward_pair(model, forget, retain, pad_id, read)
+        return None, None if retain is None else answer_log_probs(model, retain, start.read)
+    return forward_pair(model, forget, retain, pad_id, start.read)
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], arguments: UnlearnArguments) -> torch.optim.AdamW:

@@ -14,22 +14,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
+    from expunge.data.example import Example
     from expunge.models.answers import Answers
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Counts over the whole step: all its micro-batches, on all processes."""
+    """Counts over the whole step: all its micro-batches, on all processes.
+
+    Tokens are those of answers, positions those of prompts too.
+    """
 
     forget_tokens: int
     forget_items: int
     retain_tokens: int
+    forget_positions: int = 0
+    retain_positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +59,35 @@ WHOLE = Share()
 
 
 @dataclass(frozen=True, slots=True)
+class Companions:
+    """What the model says now to other answers of the forget prompts; `owner` is the forget row of each."""
+
+    answers: Answers
+    owner: Int[Tensor, " rows"]
+
+
+@dataclass(frozen=True, slots=True)
 class StartValues:
-    """What the model said about the rows of a micro-batch before training, as far as the objective asks for it.
+    """What goes with the rows of a micro-batch, as far as the objective asks for it: what the model said before
+    training, and what it says to other answers.
 
     Args:
         forget: log P of each forget answer, or None.
         retain_logits: logits at the answer tokens of the retain rows, or None.
         logits: the way of the model in training from `Answers.hidden` to its logits.
+        companions: what the model says now to the objective's companions, or None where there are none.
+        companions_start: log P of the companions at the start, or None.
+        forget_logits: logits at the answer tokens of the forget rows at the start, or None.
+        retain_states: states of block `state_layer` at all tokens of the retain rows at the start, or None.
     """
 
     forget: Float[Tensor, " items"] | None
     retain_logits: Float[Tensor, "tokens vocabulary"] | None
     logits: Callable[[Tensor], Tensor]
+    companions: Companions | None = None
+    companions_start: Float[Tensor, " rows"] | None = None
+    forget_logits: Float[Tensor, "tokens vocabulary"] | None = None
+    retain_states: Float[Tensor, "positions d"] | None = None
 
 
 class Objective(ABC):
@@ -78,13 +101,28 @@ class Objective(ABC):
     """Whether retain rows are forwarded at all."""
     uses_forget_start: ClassVar[bool] = False
     """Whether `start.forget` is wanted."""
+    uses_forget_start_logits: ClassVar[bool] = False
+    """Whether `start.forget_logits` is wanted."""
     uses_retain_start: ClassVar[bool] = False
     """Whether `start.retain_logits` is wanted."""
+    trains_companions: ClassVar[bool] = False
+    """Whether the companions are part of the loss; they are looked at without a gradient otherwise."""
+    uses_companion_start: ClassVar[bool] = False
+    """Whether `start.companions_start` is wanted."""
 
     @property
     def weights(self) -> Share:
         """gamma and alpha."""
         return WHOLE
+
+    @property
+    def state_layer(self) -> int | None:
+        """The block that is read instead of the head: rows then come as `BlockStates`. None for answers."""
+        return None
+
+    def companions(self, example: Example) -> tuple[str, ...]:
+        """Other answers to the prompt of a forget example that the loss looks at; none unless it says so."""
+        return ()
 
     @abstractmethod
     def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:

@@ -54,11 +54,16 @@ class Step(Protocol):
     def number(self) -> int:
         """Steps made before this one."""
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every forget item has come once more."""
+
     def add(self, share: Share) -> None:
         """Add to `.grad` this process's gradient of `share` of the objective at the present weights."""
 
     def rows(self, side: Side, ahead: int = 0) -> Iterator[Batch]:
-        """This process's micro-batches of forget or retain rows of the step that is `ahead` steps from now."""
+        """This process's micro-batches of forget or retain rows of the step `ahead` steps from now (before, if
+        negative)."""
 
     def answers(self, rows: Batch) -> Answers:
         """What the model says to `rows` at the present weights, with its graph."""

@@ -1,0 +1,73 @@
+"""Down to ignorance and no further: a hinge on the answer's margin over its wrong options.
+
+    m_i = mean_t log P(y_it | x_i, y_i<t) - log mean_o exp( mean_t log P(o_it | x_i, o_i<t) )      o: options of item i
+    L_f = (1/n) sum_i max(0, m_i - margin)
+    L   = forget_weight L_f + retain_weight CE(r)
+
+m_i is the log-odds that the audit reports: 0 is ignorance. Ascent (GA, GradDiff) has no lower bound and goes on into
+inversion, which gives the answer away; NPO weakens but does not stop. Here an item that is no better known than its
+options has no gradient left. It is the multi-class hinge loss turned round: the right class must not win. The options
+are looked at and not pushed: raising them would teach wrong answers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from expunge.errors import InputError
+from expunge.unlearning.objectives.base import Balanced, Companions, StartValues, Totals
+
+if TYPE_CHECKING:
+    from expunge.data.example import Example
+    from expunge.models.answers import Answers
+
+
+def margins(forget: Answers, options: Companions) -> Float[Tensor, " items"]:
+    """m_i of each forget row; every row must have an option."""
+    answer = forget.sequence / forget.counts.clamp(min=1)
+    option = options.answers.sequence / options.answers.counts.clamp(min=1)
+    own = torch.arange(len(answer), device=option.device)[:, None] == options.owner
+    spread = torch.where(own, option, -torch.inf)
+    return answer - (torch.logsumexp(spread, 1) - own.sum(1).log())
+
+
+def bounded_forget(margin: Float[Tensor, " items"], goal: float, items: int) -> Float[Tensor, ""]:
+    """L_f, from the margins m_i and the number of items to divide by."""
+    return (margin - goal).clamp(min=0).sum() / max(items, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded(Balanced):
+    """A forget loss that stops at ignorance.
+
+    Args:
+        margin: log-odds, nats per token, below which an item is left alone; 0 is ignorance.
+    """
+
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        Balanced.__post_init__(self)
+        if not math.isfinite(self.margin):
+            raise InputError("margin must be a finite number.", f"margin={self.margin}")
+
+    def companions(self, example: Example) -> tuple[str, ...]:
+        """Its wrong options; InputError where it has none."""
+        if not example.options:
+            raise InputError(
+                "The bounded objective needs wrong options to meet.",
+                f"{example.prompt[:60]!r}",
+                'Give each forget item "options", or take npo.',
+            )
+        return example.options
+
+    def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
+        """The hinge."""
+        assert start.companions is not None  # `companions` gives each item at least one
+        return bounded_forget(margins(forget, start.companions), self.margin, totals.forget_items)

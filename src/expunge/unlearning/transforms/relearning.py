@@ -1,0 +1,165 @@
+"""Simulated relearning: part of the forget gradient is taken where an attacker would bring the weights.
+
+    phi = theta + delta,   delta <- delta - Adam( grad CE(rows) at phi ),   `steps` times
+    g   = (1 - mix) grad L_f(theta) + mix grad L_f(phi) + grad L_r(theta)
+
+The rows are those of the other forget facts, or of retain facts, as the two relearning attacks take them; so the facts
+of this step are attacked through what others teach, which is how relearning generalises. First order: g does not go
+through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share one attacker: delta and its
+Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import InputError
+from expunge.models.answers import Answers
+from expunge.unlearning.objectives.base import Share
+from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Side, Site
+
+if TYPE_CHECKING:
+    from expunge.unlearning.transforms.base import Step
+
+_BETAS: Final = (0.9, 0.999)
+_EPSILON: Final = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRelearning(GradientTransform):
+    """A simulated attacker; costs `steps` backwards of one side, one more of the forget side, and three copies of the
+    trained parameters (delta, and Adam's two moments).
+
+    Args:
+        mix: share of the forget gradient that is taken at the attacked weights.
+        learning_rate: of the attacker's Adam.
+        steps: of the attacker in each step of the loop.
+        period: steps of the loop after which a new attacker begins at the present weights.
+        retain_share: probability that the attacker trains on retain rows rather than on other forget rows.
+        seed: of these draws.
+    """
+
+    mix: float = 0.5
+    learning_rate: float = 2e-5
+    steps: int = 1
+    period: int = 4
+    retain_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("mix", self.mix), ("retain_share", self.retain_share)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} must lie between 0 and 1.", f"{name}={value}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError("The attacker's learning rate must be above 0.", f"learning_rate={self.learning_rate}")
+        if min(self.steps, self.period) < 1:
+            raise InputError("steps and period must be at least 1.", f"steps={self.steps}, period={self.period}")
+
+    def bind(self, site: Site) -> BoundSimulatedRelearning:
+        """The attacker at work."""
+        return BoundSimulatedRelearning(self, site)
+
+
+class BoundSimulatedRelearning(BoundTransform):
+    """Keeps delta and the attacker's Adam state from step to step; the model's own weights keep their bits."""
+
+    def __init__(self, config: SimulatedRelearning, site: Site) -> None:
+        self._config, self._site = config, site
+        self._attacker: dict[str, Attacker] = {}
+        self._done = 0
+
+    def gradient(self, step: Step) -> dict[str, float]:
+        """g, and how well the attacker has relearnt: the mean NLL of its rows before its last step."""
+        config, parameters = self._config, self._site.parameters
+        if step.number % config.period == 0 or not self._attacker:
+            self._attacker = {name: Attacker.fresh(p) for name, p in parameters.items()}
+            self._done = 0
+        theirs: list[float] = []
+        here = {name: p.data for name, p in parameters.items()}
+        try:
+            for name, p in parameters.items():
+                p.data = self._attacker[name].delta.add_(p.data)
+            for _ in range(config.steps):
+                theirs.append(self._attack(step))
+            step.add(Share(config.mix, 0.0))
+        finally:
+            for name, p in parameters.items():
+                p.data = here[name]
+                self._attacker[name].delta.sub_(p.data)
+        step.add(Share(1 - config.mix, 1.0))
+        return {"attacker_nll": theirs[-1]}
+
+    def state(self) -> dict[str, Tensor]:
+        """The attacker's, and how many steps it has made."""
+        kept = {f"{name}/{key}": value for name, own in self._attacker.items() for key, value in own.tensors().items()}
+        return {"done": torch.tensor(self._done), **kept}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on with the attacker of an equal run."""
+        self._done = int(state["done"])
+        names = self._site.parameters if len(state) > 1 else {}
+        self._attacker = {name: Attacker(*(state[f"{name}/{key}"] for key in Attacker.KEYS)) for name in names}
+
+    def _attack(self, step: Step) -> float:
+        """One step of relearning; the mean NLL of its rows before it."""
+        side, ahead = self._material(step)
+        loss = torch.zeros((), dtype=torch.float64)
+        for rows in step.rows(side, ahead):
+            share = self._nll(step.answers(rows), step.tokens(side, ahead))
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach().double().cpu()
+        self._done += 1
+        for name, p in self._site.parameters.items():
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            self._attacker[name].move(p.data, self._site.reduce(gradient), self._config.learning_rate, self._done)
+            p.grad = None
+        return float(self._site.reduce(loss.to(next(iter(self._site.parameters.values())).device)))
+
+    def _material(self, step: Step) -> tuple[Side, int]:
+        """Which side of which other step of this epoch is relearnt; retain rows where there is no other."""
+        draw = random.Random(f"{self._config.seed}/{step.number}/{self._done}")
+        retain = draw.random() < self._config.retain_share
+        now = step.number % step.steps_per_epoch
+        others = [place - now for place in range(step.steps_per_epoch) if place != now]
+        if retain or not others:
+            return "retain", 1 + self._done
+        return "forget", draw.choice(others)
+
+    @staticmethod
+    def _nll(answers: Answers, tokens: int) -> Tensor:
+        return -answers.sequence.sum() / max(tokens, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Attacker:
+    """One parameter's displacement, and Adam's two moments of it."""
+
+    KEYS = ("delta", "first", "second")
+
+    delta: Tensor
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def fresh(cls, parameter: nn.Parameter) -> Attacker:
+        """At the present weights, with nothing behind it."""
+        return cls(*(torch.zeros_like(parameter.data) for _ in range(3)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+        return dict(zip(self.KEYS, (self.delta, self.first, self.second), strict=True))
+
+    @torch.no_grad()
+    def move(self, weight: Tensor, gradient: Tensor, rate: float, step: int) -> None:
+        """One step of Adam on `weight`, in place."""
+        first, second = _BETAS
+        self.first.lerp_(gradient, 1 - first)
+        self.second.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        scale = math.sqrt(1 - second**step)
+        weight.addcdiv_(self.first, self.second.sqrt().add_(_EPSILON * scale), value=-rate * scale / (1 - first**step))

@@ -1,0 +1,188 @@
+"""Transforms that take the forget gradient somewhere else: SAM and simulated relearning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from expunge.data.collate import collate
+from expunge.data.order import PairedOrder
+from expunge.models.answers import answer_log_probs
+from expunge.progress import Progress
+from expunge.unlearning.arguments import UnlearnArguments
+from expunge.unlearning.loop import UnlearnResult, unlearn
+from expunge.unlearning.methods import Method
+from expunge.unlearning.objectives.graddiff import GradDiff
+from expunge.unlearning.step import Moment, Stepper
+from expunge.unlearning.transforms.base import GradientTransform
+from expunge.unlearning.transforms.relearning import SimulatedRelearning
+from expunge.unlearning.transforms.sam import SAM
+from tiny import make_tiny_model
+from unlearning_runs import (
+    EXAMPLES,
+    SMOOTH,
+    CutAfter,
+    assert_same,
+    largest_difference,
+    make_encoder,
+    make_request,
+    weights,
+)
+
+Weights = dict[str, Tensor]
+RATE = 1e-3
+
+
+def first_step(transform: GradientTransform, monkeypatch: pytest.MonkeyPatch, **arguments: int) -> Weights:
+    """The gradient of the first step, before clipping, on a tiny model in float64."""
+    found: Weights = {}
+
+    def caught(self: Stepper, number: int) -> float:
+        if not found:
+            found.update({name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None})
+        return 1.0
+
+    monkeypatch.setattr(Stepper, "_clip", caught)
+    run(make_tiny_model().double(), transform, max_steps=1, **arguments)
+    return found
+
+
+def run(
+    model: LlamaForCausalLM,
+    transform: GradientTransform,
+    output: Path | None = None,
+    progress: Progress | None = None,
+    **arguments: object,
+) -> UnlearnResult:
+    """Six facts forgotten by GradDiff with `transform`."""
+    method, merged = Method(GradDiff(), (transform,)), {**SMOOTH, **arguments}
+    chosen = UnlearnArguments(**merged)  # type: ignore[arg-type]
+    return unlearn(model, make_encoder(), make_request(6), method, chosen, output=output, progress=progress)
+
+
+def gradient_of(loss: Callable[[torch.nn.Module], Tensor], model: torch.nn.Module) -> Weights:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss(model), parameters), strict=True))
+
+
+def nll(numbers: tuple[int, ...], first: int) -> Callable[[torch.nn.Module], Tensor]:
+    """Mean NLL per answer token of examples `first + number`."""
+    chosen = [EXAMPLES[first + i] for i in numbers]
+    batch = collate([make_encoder().encode(e.prompt, e.answer) for e in chosen], 0)
+
+    def loss(model: torch.nn.Module) -> Tensor:
+        answers = answer_log_probs(model, batch)  # type: ignore[arg-type]
+        return -answers.sequence.sum() / answers.counts.sum()
+
+    return loss
+
+
+def moved(model: torch.nn.Module, by: Weights) -> torch.nn.Module:
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.add_(by[name])
+    return model
+
+
+def order() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    pairs = PairedOrder(6, len(EXAMPLES) - 6, 3, 0)
+    return [pairs.at(step) for step in range(pairs.steps_per_epoch)]
+
+
+TWO = {"per_device_train_batch_size": 3}
+
+
+def test_sam_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    (forget, retain), _ = order()
+    up, held = nll(forget, 0), nll(retain, 6)
+    g = gradient_of(up, make_tiny_model().double())
+    norm = torch.sqrt(sum((x.square().sum() for x in g.values()), torch.zeros(())))
+    climbed = moved(make_tiny_model().double(), {name: -0.05 * x / norm for name, x in g.items()})  # L_f = -NLL
+    there, here = gradient_of(up, climbed), gradient_of(held, make_tiny_model().double())
+    ours = first_step(SAM(rho=0.05), monkeypatch, **TWO)
+    assert largest_difference(ours, {name: here[name] - there[name] for name in ours}) < 1e-10
+    assert largest_difference(ours, {name: here[name] - g[name] for name in ours}) > 1e-4
+
+
+@pytest.mark.parametrize(("share", "steps"), [(1.0, 1), (0.0, 1), (1.0, 3)])
+def test_relearning_is_its_formula(share: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget rows are those of the other step of the epoch; retain rows are those of later steps; Adam is torch's."""
+    pairs = order()
+    (forget, retain), (others, _) = pairs
+    attacked = make_tiny_model().double()
+    adam = torch.optim.Adam(attacked.parameters(), lr=RATE)
+    schedule = PairedOrder(6, len(EXAMPLES) - 6, 3, 0)
+    for k in range(steps):
+        adam.zero_grad()
+        loss = nll(schedule.at(1 + k)[1], 6) if share else nll(others, 0)
+        loss(attacked).backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    there = gradient_of(nll(forget, 0), attacked)
+    start = make_tiny_model().double()
+    here, held = gradient_of(nll(forget, 0), start), gradient_of(nll(retain, 6), start)
+    transform = SimulatedRelearning(mix=0.25, learning_rate=RATE, steps=steps, period=1, retain_share=share)
+    ours = first_step(transform, monkeypatch, **TWO)
+    expected = {name: held[name] - 0.75 * here[name] - 0.25 * there[name] for name in ours}
+    assert largest_difference(ours, expected) < 1e-6
+    assert largest_difference(ours, {name: held[name] - here[name] for name in ours}) > 1e-5
+
+
+def test_an_attacker_lives_on_over_its_period() -> None:
+    """With a learning rate of 0 the model stands still, so only the attacker's own steps are seen."""
+    still = {"learning_rate": 0.0, "max_steps": 3, "eval_steps": 9}
+    lasting = SimulatedRelearning(learning_rate=RATE, period=3, retain_share=1.0)
+    result = run(make_tiny_model().double(), lasting, **still)
+    seen = [m.transform["attacker_nll"] for m in result.history[1:]]
+    attacked = make_tiny_model().double()
+    adam = torch.optim.Adam(attacked.parameters(), lr=RATE)
+    for step, told in enumerate(seen):
+        rows = PairedOrder(6, len(EXAMPLES) - 6, 6, 0).at(step + 1 + step)[1]
+        adam.zero_grad()
+        loss = nll(rows, 6)(attacked)
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        assert told == pytest.approx(loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("transform", [SAM(rho=0.1), SimulatedRelearning(period=3, learning_rate=RATE)], ids=repr)
+def test_resumed_is_straight_and_the_cut_of_a_step_changes_nothing(
+    transform: GradientTransform, tmp_path: Path
+) -> None:
+    straight, resumed = make_tiny_model(), make_tiny_model()
+    method, arguments = Method(GradDiff(), (transform,)), UnlearnArguments(**{**SMOOTH, "max_steps": 5, **TWO})
+    unlearn(straight, make_encoder(), make_request(6), method, arguments)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(
+            make_tiny_model(), make_encoder(), make_request(6), method, arguments, output=tmp_path, progress=CutAfter(2)
+        )
+    unlearn(resumed, make_encoder(), make_request(6), method, arguments, output=tmp_path)
+    assert_same(weights(straight), weights(resumed))
+    whole, parts = make_tiny_model().double(), make_tiny_model().double()
+    run(whole, transform, **TWO)
+    run(parts, transform, per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    assert largest_difference(weights(whole), weights(parts)) < 1e-7
+
+
+@pytest.mark.parametrize("transform", [SAM(rho=0.0), SimulatedRelearning(mix=0.0)], ids=repr)
+def test_nothing_displaced_is_the_host(transform: GradientTransform, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = order()[0]
+    start = make_tiny_model().double()
+    up, held = gradient_of(nll(pairs[0], 0), start), gradient_of(nll(pairs[1], 6), start)
+    ours = first_step(transform, monkeypatch, **TWO)
+    assert largest_difference(ours, {name: held[name] - up[name] for name in ours}) < 1e-10
+
+
+def test_an_error_on_the_way_leaves_the_weights_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for transform in (SAM(rho=0.1), SimulatedRelearning(learning_rate=1.0)):
+        model = make_tiny_model()
+        before, calls = weights(model), iter(range(9))
+        monkeypatch.setattr(Moment, "_objective", lambda *a: 1 / 0 if next(calls) else None)  # noqa: B023
+        with pytest.raises((ZeroDivisionError, RuntimeError)):
+            run(model, transform)
+        monkeypatch.undo()
+        assert largest_difference(before, weights(model)) < 1e-6
