@@ -49,12 +49,12 @@ def test_every_row_is_dealt_once_whoever_shares_the_step(world: int, rows: int, 
 
 def test_totals_are_those_of_the_whole_step() -> None:
     for rank in (0, 1):
-        assert batches(rank, 2, 1, 4).totals(0) == Totals(4, 4, 12)
-        assert batches(rank, 2, 1, 4).totals(1) == Totals(3, 3, 9)
+        assert batches(rank, 2, 1, 4).totals(0) == Totals(4, 4, 12, 4 * 11, 4 * 13)
+        assert batches(rank, 2, 1, 4).totals(1) == Totals(3, 3, 9, 3 * 11, 3 * 13)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_without_retain_items_there_is_no_retain_batch(rank: int) -> None:
     alone = batches(rank, 2, 2, 4, retain=0)
     assert all(part.retain is None for part in alone.at(0))
-    assert alone.totals(0) == Totals(4, 4, 0)
+    assert alone.totals(0) == Totals(4, 4, 0, 4 * 11, 0)
