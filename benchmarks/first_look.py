@@ -12,6 +12,7 @@ import math
 import os
 from collections import defaultdict
 from pathlib import Path
+from shutil import copyfile
 from statistics import fmean, stdev
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -20,10 +21,12 @@ from expunge.console import Bars
 from expunge.pipeline import run_all
 from expunge.recipe import Recipe
 from expunge.report.record import Attack, Record
+from expunge.unlearning.methods import METHODS
+from expunge.unlearning.transforms.attribution import AttributionPenalty
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 RECORDS = RESULTS / "records" / "first_look"
-METHODS = ("ga", "graddiff", "npo", "ssiuu")
+LOOKED_AT = ("ga", "graddiff", "npo", "ssiuu")
 SEEDS = (0, 1, 2)
 ATTACK = {"max_steps": 16, "eval_every": 4, "learning_rates": [2e-5, 5e-5]}
 TINY_ATTACK = {"max_steps": 24, "eval_every": 2, "learning_rates": [5e-4, 1e-3, 2e-3]}
@@ -58,16 +61,34 @@ def run(folder: Path, benchmark: str) -> None:
                     },
                     "first_look",
                 )
-                for method in METHODS
+                for method in LOOKED_AT
             ]
             missing = [recipe for recipe in recipes if not (RECORDS / _file(recipe)).is_file()]
             for recipe, record in zip(missing, run_all(missing, progress), strict=True):
                 RECORDS.mkdir(parents=True, exist_ok=True)
                 (RECORDS / _file(recipe)).write_text(record.dumps(), encoding="utf-8")
+                if method_has_penalty(recipe.method):
+                    copyfile(Path(recipe.output) / "metrics.jsonl", _metrics(RECORDS / _file(recipe)))
 
 
 def _file(recipe: Recipe) -> str:
     return f"{recipe.data.benchmark}-{recipe.method}-{recipe.seed}.json"
+
+
+def method_has_penalty(method: str) -> bool:
+    """Whether the run measures the attribution penalty in its metrics, which are then kept too."""
+    return any(isinstance(transform, AttributionPenalty) for transform in METHODS[method].transforms)
+
+
+def _metrics(record: Path) -> Path:
+    return record.with_suffix(".metrics.jsonl")
+
+
+def penalty_ratios(record: Path) -> list[float]:
+    """Norm of the penalty's gradient over that of the loss's, at the steps at which it was measured."""
+    kept = _metrics(record)
+    lines = [json.loads(line) for line in kept.read_text("utf-8").splitlines()] if kept.is_file() else []
+    return [line["attribution_gradient_ratio"] for line in lines if "attribution_gradient_ratio" in line]
 
 
 def rows() -> list[dict[str, object]]:
@@ -155,6 +176,10 @@ def tables() -> None:
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in mine]
+        ratios = [r[0] for path in sorted(RECORDS.glob(f"{benchmark}-*.json")) if (r := penalty_ratios(path))]
+        if ratios:
+            shares = ", ".join(f"{100 * ratio:.2g} %" for ratio in ratios)
+            lines += [f"\nssiuu: the penalty's gradient is {shares} of the loss's gradient (norms, step 2, by seed)."]
     (RESULTS / "first_look.md").write_text("\n".join(lines) + "\n" + _notes(), encoding="utf-8")
     (RESULTS / "first_look.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
