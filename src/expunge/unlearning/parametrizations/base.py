@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from expunge.errors import InputError
+from expunge.models.answers import length_sorted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from expunge.data.collate import Batch, Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """The items of the run, for a parametrization whose new parameters begin at something learned from them.
+
+    Args:
+        forget: encoded forget items.
+        retain: encoded retain items; empty for an objective that uses none.
+        pad_id: what rows are padded with.
+        special_ids: ids of tokens that stand for no text.
+        rows: items per forward.
+    """
+
+    forget: Sequence[Encoded]
+    retain: Sequence[Encoded]
+    pad_id: int
+    special_ids: frozenset[int] = frozenset()
+    rows: int = 16
+
+    def batches(self, items: Sequence[Encoded]) -> Iterator[Batch]:
+        """Padded batches of `items`, which are its own or some of them."""
+        return length_sorted(items, self.pad_id, self.rows)
 
 
 class Parametrization(ABC):
     """A small frozen description of what is trained; `bind` makes a model ready for it."""
 
     @abstractmethod
-    def bind(self, model: PreTrainedModel, seed: int) -> Trained:
-        """The trained parameters of `model`, new ones drawn with `seed`; InputError where that cannot be."""
+    def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Trained:
+        """The trained parameters of `model`, new ones drawn with `seed`; InputError where that cannot be.
+
+        A parametrization that looks at no data has no use for `material`.
+        """
 
 
 class Trained:

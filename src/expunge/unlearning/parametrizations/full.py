@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from expunge.unlearning.parametrizations.base import Parametrization, Trained
+from expunge.unlearning.parametrizations.base import Material, Parametrization, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 class Full(Parametrization):
     """All weights, embeddings, norms and biases included."""
 
-    def bind(self, model: PreTrainedModel, seed: int) -> Trained:
-        """All parameters; `seed` is not used."""
+    def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Trained:
+        """All parameters; `seed` and `material` are not used."""
         return Trained(model, (name for name, _ in model.named_parameters()))

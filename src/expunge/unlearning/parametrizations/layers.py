@@ -11,7 +11,7 @@ from torch import nn
 
 from expunge.errors import InputError, nearest
 from expunge.models.architecture import Architecture, describe
-from expunge.unlearning.parametrizations.base import Parametrization, Trained
+from expunge.unlearning.parametrizations.base import Material, Parametrization, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,8 +30,8 @@ class Layers(Parametrization):
     modules: tuple[str, ...] = ("down",)
     layers: tuple[int, ...] = ()
 
-    def bind(self, model: PreTrainedModel, seed: int) -> Trained:
-        """The named parameters; `seed` is not used. InputError names what is not there."""
+    def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Trained:
+        """The named parameters; `seed` and `material` are not used. InputError names what is not there."""
         arch = describe(model)
         blocks = chosen_blocks(arch, self.layers)
         chosen = {id(p) for pattern in self.modules for p in _matching(arch, blocks, pattern)}

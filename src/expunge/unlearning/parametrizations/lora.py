@@ -15,7 +15,7 @@ from torch import nn
 
 from expunge.errors import InputError, nearest
 from expunge.models.architecture import describe
-from expunge.unlearning.parametrizations.base import Parametrization, Trained
+from expunge.unlearning.parametrizations.base import Material, Parametrization, Trained
 from expunge.unlearning.parametrizations.layers import chosen_blocks
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LoRA(Parametrization):
         if not 0 < self.alpha < float("inf"):
             raise InputError("alpha must be a finite number above 0.", f"alpha={self.alpha}")
 
-    def bind(self, model: PreTrainedModel, seed: int) -> Trained:
+    def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Trained:
         """The adapters' parameters, A drawn with `seed`; InputError without peft, or for a map that is not there."""
         peft = _peft()
         flags = [(p, p.requires_grad) for p in model.parameters()]

@@ -1,0 +1,67 @@
+"""Statistics of the outputs of chosen modules over the items of a run, from one forward of the backbone each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from expunge.data.collate import Batch
+from expunge.models.answers import evaluating
+from expunge.models.architecture import Architecture, width
+from expunge.unlearning.parametrizations.subspace import Moments, project
+
+Pool = Literal["answer", "content"]
+
+
+def pooled(batch: Batch, pool: Pool, special_ids: frozenset[int]) -> Bool[Tensor, "batch time"]:
+    """The positions that count: those that predict an answer token, or all that hold a token of the text.
+
+    Padding and special tokens are no text. The first position never counts, as models keep there, BOS or not, a state
+    of huge norm that says nothing.
+    """
+    if pool == "answer":
+        chosen = batch.answer_mask.roll(-1, 1)
+        chosen[:, -1] = False
+    else:
+        special = torch.tensor(sorted(special_ids), dtype=batch.input_ids.dtype, device=batch.input_ids.device)
+        chosen = batch.attention_mask.bool() & ~torch.isin(batch.input_ids, special)
+    chosen[:, 0] = False
+    return chosen
+
+
+def output_moments(
+    arch: Architecture,
+    maps: Mapping[int, nn.Module],
+    pool: Pool,
+    special_ids: frozenset[int],
+    removed: Mapping[int, Tensor],
+    batches: Iterable[Batch],
+) -> dict[int, Moments]:
+    """Moments of the outputs of `maps`, by their keys, while each gives its output without the `removed` directions."""
+    like = next(arch.backbone.parameters())
+    found = {key: Moments(like, width(module)) for key, module in maps.items()}
+    with evaluating(arch.backbone), ExitStack() as hooks:
+        for key, module in maps.items():
+            hooks.callback(module.register_forward_hook(partial(_remove, removed[key])).remove)
+        for batch in batches:
+            moved = batch.to(like.device)
+            chosen = pooled(moved, pool, special_ids)
+            with ExitStack() as gathering:
+                for key, module in maps.items():
+                    gathering.callback(module.register_forward_hook(partial(_gather, found[key], chosen)).remove)
+                arch.backbone(input_ids=moved.input_ids, use_cache=False)
+    return found
+
+
+def _remove(rows: Tensor, module: nn.Module, args: object, out: Tensor) -> Tensor:
+    return project(out.to(rows.dtype), rows).to(out.dtype) if len(rows) else out
+
+
+def _gather(moments: Moments, chosen: Tensor, module: nn.Module, args: object, out: Tensor) -> None:
+    moments.add(out[chosen])

@@ -1,0 +1,122 @@
+"""Directions in which forget states differ from retain states, from statistics that are added up as the states come.
+
+    C = sum_t x_t x_t^T                                  x_t: one row of R (retain) or of U (forget) per token
+    V_R = eigenvectors of C_R that hold the share `energy` of its trace
+    W   = first k eigenvectors of (I - V_R^T V_R) C_U (I - V_R^T V_R)
+
+These are the right singular vectors of U - U V_R^T V_R (arXiv:2508.15449, with V_R as rows), from d x d numbers instead
+of all rows of U. V_R must be truncated: with more rows than d its complement is empty, and W would be rounding noise.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DataInit = Literal["paper", "code", "leace"]
+
+NEGLIGIBLE: Final = 1e-6
+"""Share of the energy that a direction must exceed: below it C, summed in fp32, holds rounding only."""
+
+
+class Moments:
+    """Count, sum and second moment of states: memory d x d, however many there are.
+
+    Args:
+        like: a tensor of the states' dtype and device; the sums are at least fp32.
+        d: size of a state.
+    """
+
+    def __init__(self, like: Tensor, d: int) -> None:
+        self._dtype = torch.promote_types(like.dtype, torch.float32)
+        self.count = 0
+        self.total: Float[Tensor, " d"] = like.new_zeros(d, dtype=self._dtype)
+        self.second: Float[Tensor, "d d"] = like.new_zeros(d, d, dtype=self._dtype)
+
+    def add(self, states: Float[Tensor, "n d"]) -> None:
+        """Count these states in."""
+        wide = states.to(self._dtype)
+        self.count += len(wide)
+        self.total += wide.sum(0)
+        self.second.addmm_(wide.T, wide)
+
+
+def initial_directions(
+    init: DataInit, forget: Moments, retain: Moments, energy: float, rank: int
+) -> Float[Tensor, "at_most_rank d"]:
+    """Orthonormal rows to begin with, as `Projection.init` says; fewer than `rank` if no more are there."""
+    match init:
+        case "paper":
+            return outside_directions(forget.second, leading(retain.second, energy), rank)
+        case "code":
+            return outside_directions(retain.second, leading(forget.second, energy), rank)
+        case "leace":
+            return concept_direction(forget, retain)
+
+
+def leading(second: Float[Tensor, "d d"], energy: float) -> Float[Tensor, "r d"]:
+    """The fewest eigenvectors, as rows, that hold the share `energy` of the trace; none for 0 or without any state."""
+    values, vectors = _descending(second)
+    whole = values.sum()
+    if energy == 0 or whole <= 0:
+        return vectors[:0]
+    return vectors[: int((values.cumsum(0) < energy * whole).sum()) + 1]
+
+
+def outside(second: Float[Tensor, "d d"], basis: Float[Tensor, "r d"]) -> Float[Tensor, "d d"]:
+    """(I - V^T V) C (I - V^T V) for orthonormal rows V."""
+    return project(project(second.double(), basis).T, basis)
+
+
+def outside_directions(
+    second: Float[Tensor, "d d"], basis: Float[Tensor, "r d"], rank: int
+) -> Float[Tensor, "at_most_rank d"]:
+    """The first `rank` right singular vectors of X - X V^T V, from C = X^T X; fewer where no more energy is there."""
+    values, vectors = _descending(outside(second, basis))
+    there = values[:rank] > NEGLIGIBLE * second.trace()
+    return vectors[:rank][there]
+
+
+def outside_share(second: Float[Tensor, "d d"], basis: Float[Tensor, "r d"]) -> float:
+    """The share of the energy of X that lies outside the row space of V; 0 without energy."""
+    whole = second.trace().item()
+    return outside(second, basis).trace().item() / whole if whole > 0 else 0.0
+
+
+def concept_direction(one: Moments, other: Moments) -> Float[Tensor, "at_most_1 d"]:
+    """The range of LEACE's I - P for the label "one or other" (arXiv:2306.03819): the covariance of state and label.
+
+    Two classes have one such direction, the difference of their means. An orthogonal projection leaves no linear
+    predictor of the label exactly if it removes it. No row where the means agree or a class is empty.
+    """
+    if not one.count or not other.count:
+        return one.total.new_zeros(0, len(one.total))
+    difference = one.total.double() / one.count - other.total.double() / other.count
+    scale = (one.second.trace() + other.second.trace()) / (one.count + other.count)
+    if difference.square().sum() <= NEGLIGIBLE * scale:
+        return difference.new_zeros(0, len(difference))
+    return (difference / difference.norm())[None]
+
+
+def row_space(rows: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
+    """Orthonormal rows of the same span; rows of zeros and repeated ones, which QR would fill up, add none."""
+    if not len(rows):
+        return rows
+    values: Tensor
+    vectors: Tensor
+    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+    return vectors[values > NEGLIGIBLE * values.max()]
+
+
+def project(states: Float[Tensor, "*n d"], rows: Float[Tensor, "r d"]) -> Float[Tensor, "*n d"]:
+    """x - (x Q^T) Q for every row x of `states`: what is left outside the span of the orthonormal `rows`."""
+    return states - (states @ rows.T) @ rows
+
+
+def _descending(second: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, largest first, and the eigenvectors as rows."""
+    values, vectors = torch.linalg.eigh(((second + second.T) / 2).double())
+    return values.flip(0).clamp(min=0), vectors.T.flip(0)
