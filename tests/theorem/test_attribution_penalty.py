@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from expunge.unlearning.transforms import attribution
-from expunge.unlearning.transforms.attribution import AttributionPenalty, BoundAttributionPenalty
+from expunge.unlearning.transforms import attribution_ride
+from expunge.unlearning.transforms.attribution import AttributionPenalty
+from expunge.unlearning.transforms.attribution_paths import BoundAttributionPenalty
 from expunge.unlearning.transforms.base import Site
 
 STRONG = 1e5
@@ -296,7 +297,7 @@ def test_blocks_change_nothing(tiny_model: LlamaForCausalLM, monkeypatch: pytest
         ridden_step(tiny_model, whole, step, LOSSES["graddiff"])
         expected = gradients(tiny_model)
         with monkeypatch.context() as patch:
-            patch.setattr(attribution, "_BLOCK", 96)
+            patch.setattr(attribution_ride, "_BLOCK", 96)
             ridden_step(tiny_model, blocks, step, LOSSES["graddiff"])
         found = gradients(tiny_model)
         assert max(relative(found[name], expected[name]) for name in expected) < 1e-6

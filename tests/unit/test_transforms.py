@@ -12,7 +12,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import LlamaForCausalLM
 
 from expunge.errors import InputError, InternalError
-from expunge.unlearning.transforms.attribution import AttributionPenalty, negative_drop
+from expunge.unlearning.transforms.attribution import AttributionPenalty
+from expunge.unlearning.transforms.attribution_drops import negative_drop
 from expunge.unlearning.transforms.base import BoundTransform, Site
 from expunge.unlearning.transforms.maps import trained_linear_maps
 
@@ -160,4 +161,4 @@ def test_the_penalty_is_measured_only_now_and_then(tiny_model: LlamaForCausalLM)
 def test_a_foreign_state_is_refused(tiny_model: LlamaForCausalLM) -> None:
     bound = AttributionPenalty().bind(site_of(tiny_model))
     with pytest.raises(InternalError, match="not one of these weights"):
-        bound.load_state({"steps": torch.tensor(2), "other.weight": torch.zeros(1)})
+        bound.load_state({"rides": torch.tensor(True), "steps": torch.tensor(2), "other.weight": torch.zeros(1)})

@@ -1,175 +1,129 @@
-"""The attribution penalty of Ssiuu: negative influence on the forget answers may not change from step to step.
+"""The attribution penalty of Ssiuu: negative influence on the forget answers may not change.
 
-    A_t = phi * g,     g = d/dphi sum_{(x,y) in b} P(y | x)                              arXiv:2509.22263, eq. 12 and 13
-    J   = L + strength * sum_j [A_t,j < 0] (A_t,j - A_{t-1},j)^2                         eq. 3 and 6, g held constant
-    dJ/dphi_j = dL/dphi_j + 2 strength [A_t,j < 0] (A_t,j - A_{t-1},j) g_j               eq. 14
+    J   = L + strength * sum_{i in I-} (A_t,i - A_ref,i)^2,    I- = { i : A_t,i < 0 }        arXiv:2509.22263, eq. 3, 6
+    A_t = phi * g,     g = d/dphi sum_{(x,y) in b} P(y | x)                                               eq. 12 and 13
+    dJ/dphi_j = dL/dphi_j + 2 strength [A_t,j < 0] (A_t,j - A_ref,j) g_j                         eq. 14, g held constant
 
-As in Algorithm 1, b is the step's whole forget batch, A is of the batch sum, A_{t-1} is that of the previous step (of
-another batch), and at t = 1 the penalty is 0. phi are the weight matrices of the linear maps inside the blocks, as far
-as they are trained: our inference, since the paper's neurons are the outputs of those maps. Embeddings, tied or not,
-norms, biases and the head are left alone; under LoRA phi are the adapters.
+The defaults are Algorithm 1: b is the step's whole forget batch, A is of the batch sum, A_ref = A_{t-1} is that of the
+previous step (of another batch), and at t = 1 the penalty is 0. phi are the weight matrices of the linear maps inside
+the blocks, as far as they are trained: our inference, since the paper's neurons are the outputs of those maps.
+Embeddings, tied or not, norms, biases and the head are left alone; under LoRA phi are the adapters.
 
-Memory: A_{t-1}, one copy of the penalised weights, and two blocks of `_BLOCK` elements (or one row, if that is more).
-A step of several micro-batches needs g of all of them before the product, hence one more copy.
+What the paper leaves open is an option each; its formula stands at the head of the file that has it:
+
+    anchor, compare    what A_ref is                              attribution_references.py
+    penalty            which changes count                        attribution_drops.py
+    scale, adapt_to    what strength means                        attribution_strength.py
+    products           A of the batch sum, or of each example     attribution_separate.py
+    level, order       what has influence; second derivatives     attribution_levels.py
+    of                 influence on what                          attribution_quantities.py
+
+Algorithm 1, with any `penalty`, `of` and `modules`, rides on the loss's backward (attribution_ride.py) if the objective
+reaches the forget rows through `forget.sequence` alone and no other transform is there. All else, and every other
+objective, takes passes of its own (attribution_separate.py), with the same result at a higher price.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final, Literal, get_args
 
-import torch
-from torch import Tensor
+from expunge.errors import InputError, nearest
+from expunge.unlearning.parts import current
+from expunge.unlearning.transforms.attribution_paths import BoundAttributionPenalty
+from expunge.unlearning.transforms.base import GradientTransform, Site
 
-from expunge.errors import InputError, InternalError
-from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Site
-from expunge.unlearning.transforms.maps import LinearMap, trained_linear_maps
-from expunge.unlearning.transforms.probability_gradient import Factors, ProbabilityGradient
+Anchor = Literal["previous", "original"]
+Compare = Literal["batches", "same"]
+Penalty = Literal["symmetric", "hinge"]
+Scale = Literal["absolute", "relative"]
+Products = Literal["batch", "example"]
+LevelName = Literal["parameter", "neuron"]
+Quantity = Literal["probability", "log_probability", "log_odds"]
+Order = Literal["first", "exact"]
 
-if TYPE_CHECKING:
-    from expunge.models.answers import Answers
-
-_STEPS = "steps"
-_BLOCK = 1 << 20
-"""Elements worked on at once: smaller blocks lose time to dispatch, larger ones only take memory."""
+_CHOICES: Final = {
+    "anchor": Anchor,
+    "compare": Compare,
+    "penalty": Penalty,
+    "scale": Scale,
+    "products": Products,
+    "level": LevelName,
+    "of": Quantity,
+    "order": Order,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class AttributionPenalty(GradientTransform):
-    """The Ssiuu penalty, absolute strength, anchored at the previous step (arXiv:2509.22263, Algorithm 1).
+    """The Ssiuu penalty; as it stands, Algorithm 1 of arXiv:2509.22263.
 
     Args:
-        strength: lambda of eq. 3; the paper uses 1e-3 on FaithUn and 1e-4 on TOFU.
+        strength: lambda of eq. 3; the paper uses 1e-3 on FaithUn and 1e-4 on TOFU. With scale "relative" the norm of
+            the penalty's gradient over that of the loss's.
         measure_every: steps between two measurements of the penalty, the first of them at step 2.
+        anchor: A_ref is of the weights of the "previous" step, or of the "original" ones, then on the same examples.
+        compare: with anchor "previous", A_ref is of the previous step's examples ("batches"), or of the "same" as A_t.
+        penalty: "symmetric", or "hinge" for growth of negative influence alone.
+        scale: "absolute" or "relative".
+        adapt_to: growth of negative influence that is aimed at by adapting the strength, e.g. 0.01; None to leave it.
+        products: A of the "batch" sum, or of each "example", which needs A_ref on the same examples.
+        level: weights ("parameter") or outputs of linear maps ("neuron").
+        of: influence on "probability", "log_probability" or "log_odds" of the whole answer.
+        order: "first" holds g constant, "exact" differentiates it too.
+        modules: short names of linear maps, as in `architecture.MODULES` or the model's fused ones; empty for all that
+            are trained.
+
+    Raises:
+        InputError: a value is unknown or out of its range, or two do not go together.
     """
 
     strength: float = 1e-3
     measure_every: int = 10
+    anchor: Anchor = "previous"
+    compare: Compare = "batches"
+    penalty: Penalty = "symmetric"
+    scale: Scale = "absolute"
+    adapt_to: float | None = None
+    products: Products = "batch"
+    level: LevelName = "parameter"
+    of: Quantity = "probability"
+    order: Order = "first"
+    modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and self.strength >= 0):
             raise InputError("the penalty's strength must be a number >= 0", f"strength={self.strength}")
         if self.measure_every < 1:
             raise InputError("the steps between two measurements must be >= 1", f"measure_every={self.measure_every}")
+        if self.adapt_to is not None and not 0 < self.adapt_to < math.inf:
+            raise InputError("the growth that is aimed at must be a finite number > 0", f"adapt_to={self.adapt_to}")
+        for name, value in current(self).items():
+            if name in _CHOICES and value not in (known := get_args(_CHOICES[name])):
+                raise InputError(
+                    f"there is no such {name} of the penalty", f"{name}={value}", nearest(str(value), known)
+                )
+        if self.products == "example" and self._of_batches:
+            raise InputError(
+                "each example needs an influence of its own to be compared with, not that of the previous batch",
+                "products=example",
+                "Add compare=same or anchor=original.",
+            )
 
     def bind(self, site: Site) -> BoundAttributionPenalty:
         """The penalty at work on the trained linear maps of `site`; raises `InputError` if there are none."""
         return BoundAttributionPenalty(self, site)
 
-
-def negative_drop(weight: Tensor, gradient: Tensor, previous: Tensor, *, out: Tensor) -> Tensor:
-    """`out` becomes [A < 0] (A_prev - A) with A = weight * gradient, and `previous` turns from A_prev into A.
-
-    All of one shape; three passes and no temporary. The penalty is `strength * sum(out^2)`, its gradient by eq. 14
-    `-2 * strength * out * gradient`.
-    """
-    torch.addcmul(previous, weight, gradient, value=-1, out=out)
-    torch.mul(weight, gradient, out=previous)
-    # The gradient of clamp(A, -inf, 0) is "pass where A < 0", and unlike a comparison it needs no mask tensor.
-    torch.ops.aten.hardtanh_backward.grad_input(out, previous, -math.inf, 0.0, grad_input=out)
-    return out
-
-
-class BoundAttributionPenalty(BoundTransform):
-    """The penalty at work: g rides the loss's backward, and each weight is done as soon as its `.grad` is.
-
-    With several processes g is summed over them before the product, and each adds its share of the penalty, since the
-    loop sums their gradients.
-    """
-
-    def __init__(self, config: AttributionPenalty, site: Site) -> None:
-        maps = trained_linear_maps(site)
-        self._config, self._site = config, site
-        self._ride = ProbabilityGradient(maps, self._visit)
-        self._weights = {m.name: m.weight for m in maps}
-        self._previous: dict[str, Tensor] = {}
-        self._unfinished: dict[str, Tensor] = {}
-        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-        self._steps = 0
-        self._last = True
-        self._squares = torch.zeros(3, dtype=torch.float64)
-
-    def watch(self, forget_rows: int) -> AbstractContextManager[None]:
-        """Listens to the linear maps in one fused forward."""
-        return self._ride.watch(forget_rows)
-
-    def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:
-        """The coming backward adds this micro-batch to g and, if it is the `last`, the penalty to `.grad`."""
-        self._last = last
-        self._ride.before_backward(loss, forget)
-
-    def apply(self) -> dict[str, float]:
-        """Ends the step. On measured ones: the penalty, and its gradient's norm over that of the loss's gradient."""
-        self._ride.rest()
-        measured = self._measuring
-        self._steps += 1
-        if not measured:
-            return {}
-        drop, penalty, loss = self._squares.sqrt().tolist()
-        self._squares.zero_()
-        return {
-            "attribution_penalty": self._config.strength * drop**2,
-            "attribution_gradient_ratio": 2 * self._config.strength * penalty / loss if loss else 0.0,
-        }
-
-    def state(self) -> dict[str, Tensor]:
-        """A of the last step by parameter name, and the number of steps."""
-        return {_STEPS: torch.tensor(self._steps), **self._previous}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from the state of a run on the same weights; raises `InternalError` where the names differ."""
-        self._steps = int(state[_STEPS])
-        expected = self._weights if self._steps else {}
-        if state.keys() - {_STEPS} != expected.keys():
-            raise InternalError("a saved state of the attribution penalty is not one of these weights")
-        self._previous = {name: state[name].to(weight) for name, weight in expected.items()}
+    @property
+    def rides(self) -> bool:
+        """Whether this form needs nothing but g of the step's batch, weight after weight."""
+        return (
+            self._of_batches
+            and (self.scale, self.products, self.level, self.order) == ("absolute", "batch", "parameter", "first")
+            and self.adapt_to is None
+        )
 
     @property
-    def _measuring(self) -> bool:
-        return self._steps > 0 and (self._steps - 1) % self._config.measure_every == 0
-
-    def _visit(self, linear: LinearMap, factors: Factors) -> None:
-        unfinished = self._unfinished.pop(linear.name, None)
-        if not self._last:
-            onto = torch.zeros_like(linear.weight) if unfinished is None else unfinished
-            self._unfinished[linear.name] = factors.add_block(slice(None), onto, keep=True)
-            return
-        if self._steps == 0:
-            self._previous[linear.name] = torch.empty_like(linear.weight)
-        for rows in _blocks(linear.weight):
-            g, out = self._scratch_like(linear.weight.detach()[rows])
-            g = factors.add_block(rows, g if unfinished is None else unfinished[rows], keep=unfinished is not None)
-            self._penalise(linear, rows, self._site.reduce(g), out)
-
-    def _penalise(self, linear: LinearMap, rows: slice, g: Tensor, out: Tensor) -> None:
-        weight, previous = linear.weight.detach()[rows], self._previous[linear.name][rows]
-        if self._steps == 0:
-            torch.mul(weight, g, out=previous)
-            return
-        assert linear.weight.grad is not None  # we are called from the hook that follows its accumulation
-        gradient = linear.weight.grad[rows]
-        drop = negative_drop(weight, g, previous, out=out)
-        if self._measuring:
-            self._measure(gradient, drop, g)
-        gradient.addcmul_(drop, g, value=-2 * self._config.strength / self._site.world)
-
-    def _measure(self, gradient: Tensor, drop: Tensor, g: Tensor) -> None:
-        loss_gradient = self._site.reduce(gradient.clone())
-        norms = [torch.linalg.vector_norm(x) for x in (drop, drop * g, loss_gradient)]
-        self._squares += torch.stack(norms).double().cpu().square()
-
-    def _scratch_like(self, block: Tensor) -> Tensor:
-        """Two uninitialised tensors of the shape of `block`, the same memory every time."""
-        kept = self._scratch.get((block.device, block.dtype))
-        if kept is None or kept.shape[1] < block.numel():
-            kept = self._scratch[block.device, block.dtype] = block.new_empty(2, block.numel())
-        return kept[:, : block.numel()].view(2, *block.shape)
-
-
-def _blocks(weight: Tensor) -> Iterator[slice]:
-    rows, columns = weight.shape
-    height = max(1, _BLOCK // columns)
-    return (slice(start, min(start + height, rows)) for start in range(0, rows, height))
+    def _of_batches(self) -> bool:
+        return (self.anchor, self.compare) == ("previous", "batches")

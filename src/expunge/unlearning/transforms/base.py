@@ -30,6 +30,7 @@ class Site:
         parameters: the trained parameters, by name.
         reduce: sums a tensor over all processes, in place, and returns it; the identity for one process.
         world: the number of processes.
+        alone: whether no other transform is in the method, so that the gradient is taken once, at the step's weights.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Site:
     parameters: dict[str, nn.Parameter]
     reduce: Callable[[Tensor], Tensor]
     world: int = 1
+    alone: bool = True
 
 
 class GradientTransform(ABC):

@@ -4,13 +4,14 @@
     w_i = dL / ds_i                                              found without walking the model
     dL / dout[i, k] = w_i  ds_i / dout[i, k]                     if L sees example i through s_i alone
     g = d/dW sum_i P_i = sum_i sum_k (P_i / w_i) dL/dout[i, k] x[i, k]^T         arXiv:2509.22263, g of eq. 12
+    P_i is the slope dP_i / ds_i; that of another function of s_i takes its place
 
 `out` [B, T, d_out] and `x` [B, T, d_in] are output and input of a linear map, so one backward gives the gradient of the
 loss and g; a second backward through the fused graph would cost as much as the first. An example with w_i = 0 is no
-longer pushed by the loss, so nothing flows that could be rescaled: it counts as P_i = 0.
+longer pushed by the loss, so nothing flows that could be rescaled: it counts as one without influence.
 
 The condition is checked on the first backward against a separate gradient of sum P at one weight that every later
-computation depends on.
+computation depends on. Where it does not hold, `NotBySequence` comes out of the forward's or backward's caller.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from expunge.errors import InputError
+from expunge.unlearning.transforms.attribution_quantities import Slope
 from expunge.unlearning.transforms.maps import LinearMap
 
 if TYPE_CHECKING:
     from expunge.models.answers import Answers
 
-_FIX = "This transform needs an objective on `forget.sequence` alone, such as ga, graddiff, kl or npo."
+_FIX = "Give the penalty passes of its own (SeparatePenalty), or an objective on `forget.sequence`, such as ga or npo."
+
+
+class NotBySequence(InputError):
+    """The loss does not reach the forget rows through their sequence log-probability alone, so g cannot ride on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,18 @@ class ProbabilityGradient:
     Args:
         maps: the linear maps to listen to, in the order of the blocks.
         visit: called as `visit(map, factors)` once per map and backward, when `map.weight.grad` holds the loss's part.
+        slope: the derivative of what is attributed by s_i, from the s_i.
+        reduce: sums a tensor over all processes, in place, so that they agree on the check.
     """
 
-    def __init__(self, maps: Sequence[LinearMap], visit: Callable[[LinearMap, Factors], None]) -> None:
-        self._maps, self._visit = maps, visit
+    def __init__(
+        self,
+        maps: Sequence[LinearMap],
+        visit: Callable[[LinearMap, Factors], None],
+        slope: Slope,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._maps, self._visit, self._slope, self._reduce = maps, visit, slope, reduce
         # Everything the later blocks compute depends on the last map of the first one; and where that is an adapter, it
         # is lora_B, whose gradient is not zero at the start.
         self._probe = [m for m in maps if m.block == maps[0].block][-1]
@@ -85,15 +99,16 @@ class ProbabilityGradient:
                 handle.remove()
 
     def before_backward(self, loss: Tensor, forget: Answers) -> None:
-        """Prepare for `loss.backward()`; raises `InputError` where the loss does not use `forget.sequence`."""
+        """Prepare for `loss.backward()`; raises `NotBySequence` where the loss does not use `forget.sequence`."""
         (pushed,) = torch.autograd.grad(loss, forget.sequence, retain_graph=True, allow_unused=True)
         if pushed is None:
-            raise InputError("the objective does not use the log-probability of the forget answers", fix=_FIX)
+            raise NotBySequence("the objective does not use the log-probability of the forget answers", fix=_FIX)
         alive = pushed.abs() > torch.finfo(pushed.dtype).tiny ** 0.5
-        probability = torch.where(alive, forget.sequence, -torch.inf).exp()
+        slope = torch.where(alive, self._slope(forget.sequence.detach()), 0.0)
         if not self._checked:
-            (self._expected,) = torch.autograd.grad(probability.sum(), self._probe.weight, retain_graph=True)
-        self._scale = torch.where(alive, probability.detach() / pushed, 0.0)
+            sequence, probe = forget.sequence, self._probe.weight
+            (self._expected,) = torch.autograd.grad(sequence, probe, slope, retain_graph=True)
+        self._scale = torch.where(alive, slope / pushed, 0.0)
         for linear in self._maps:
             hook = partial(self._finish, linear)
             self._handles.append(linear.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
@@ -144,10 +159,12 @@ class ProbabilityGradient:
         size = torch.linalg.vector_norm(expected)
         # Norms and softmaxes compute in float32 even in a float64 model.
         precision = max(torch.finfo(dtype).eps for dtype in (expected.dtype, torch.float32))
-        if difference > precision**0.5 * size:  # not so where they are NaN, which is the loop's to report
-            raise InputError(
+        off = difference > precision**0.5 * size  # not so where they are NaN, which is the loop's to report
+        off_somewhere, sized = self._reduce(torch.stack([off, size > 0]).to(size)).tolist()
+        if off_somewhere:
+            raise NotBySequence(
                 "the objective reaches the forget examples by more than their sequence log-probability",
                 f"{self._probe.name}, off by {difference / size:.1e}",
                 _FIX,
             )
-        self._checked, self._expected = bool(size > 0), None  # a vanished probability proves nothing
+        self._checked, self._expected = sized > 0, None  # a vanished probability proves nothing
