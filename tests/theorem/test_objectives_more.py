@@ -245,6 +245,8 @@ def test_the_weights_have_the_limits_that_their_names_say() -> None:
     assert torch.equal(saturation_importance(token, 2.0, 0.0), (2 * token).exp())  # WGA
     forgotten, _, certain = saturation_importance(token, 5.0, 1.0).tolist()
     assert (forgotten, certain) == (0, 0)
+    nearly = torch.tensor([-1e-9], dtype=torch.float32)  # whose probability is 1 in that precision
+    assert saturation_importance(nearly, 5.0, 1.0).item() == pytest.approx(1e-9, rel=1e-5)
 
 
 def test_the_target_of_ceu_never_holds_the_answer() -> None:

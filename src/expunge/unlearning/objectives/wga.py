@@ -45,5 +45,4 @@ class WGA(Balanced):
 
     def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
         """L_f."""
-        known = forget.token.detach()
-        return weighted_ascent(forget.token, (self.beta * known).exp(), totals.forget_tokens)
+        return weighted_ascent(forget.token, (self.beta * forget.token).exp(), totals.forget_tokens)
