@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other; must precede torch
 
@@ -171,10 +171,14 @@ def run(
     def work() -> None:
         from expunge import pipeline
         from expunge.recipe import Recipe
-        from expunge.settings import parse_assignments
+        from expunge.settings import assign, parse_assignments, read_yaml
 
         overrides = parse_assignments(settings or []) | ({"output": str(output)} if output else {})
-        plan = Recipe.load(recipe, overrides)
+        tree = assign(read_yaml(recipe), overrides)
+        if "methods" in tree:
+            _run_grid(tree, str(recipe))
+            return
+        plan = Recipe.of(tree, str(recipe))
         with Bars().shown() as progress:
             record = pipeline.run(plan, progress=progress)
         if record is not None:
@@ -259,6 +263,27 @@ def list_(kind: Annotated[Literal["methods", "attacks", "benchmarks"], typer.Arg
             out.print(f"[bold]{name:<18}[/] {summary}")
 
     guard(work)
+
+
+def _run_grid(tree: dict[str, Any], where: str) -> None:
+    """Run a grid, leave its table and its page in its folder, and print the table."""
+    from rich.table import Table
+
+    from expunge.bench.grid import Grid, run_grid
+    from expunge.bench.page import write_page
+    from expunge.bench.rows import rows
+
+    grid = Grid.of(tree, where)
+    with Bars().shown() as progress:
+        records = run_grid(grid, grid.output / "records", progress)
+    shown = Table(title="log-odds of the right answer; recovery with its 95 % interval over seeds")
+    for column in ("method", "attack", "after", "attacked", "recovery", "retain", "held-out"):
+        shown.add_column(column, justify="left" if column in ("method", "attack") else "right")
+    for row in rows(records):
+        shown.add_row(*row.short())
+    out.print(shown)
+    for file in write_page(grid, records):
+        out.print(str(file), markup=False, soft_wrap=True)
 
 
 def _print_verdict(record: object, folder: Path) -> None:

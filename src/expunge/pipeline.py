@@ -64,9 +64,15 @@ def run(recipe: Recipe, progress: Progress | None = None) -> Record | None:
     return next(iter(run_all([recipe], progress)), None)
 
 
-def run_all(recipes: Sequence[Recipe], progress: Progress | None = None) -> list[Record]:
-    """The records of several recipes; those of one model and request share the measurement of the original."""
-    baselines: dict[str, Measured] = {}
+def run_all(
+    recipes: Sequence[Recipe], progress: Progress | None = None, baselines: dict[str, Measured] | None = None
+) -> list[Record]:
+    """The records of several recipes; those of one model and request share the measurement of the original.
+
+    Args:
+        baselines: as in `audit`.
+    """
+    baselines = baselines if baselines is not None else {}
     records = []
     for recipe in recipes:
         folder = RunFolder(Path(recipe.output))

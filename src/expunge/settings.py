@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,13 @@ def assign(tree: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         else:
             result[head] = value
     return result
+
+
+def merge(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with `over` laid over it; mappings under one key are merged, anything else is replaced."""
+    both = {k: merge(tree[k], v) if _mappings(tree.get(k), v) else v for k, v in over.items()}
+    return {**tree, **both}
+
+
+def _mappings(one: object, other: object) -> bool:
+    return isinstance(one, Mapping) and isinstance(other, Mapping)

@@ -59,7 +59,7 @@ def _trained(recipe: Recipe, progress: Progress) -> Source:
     key = hashlib.sha256(json.dumps([request.hashes(), recipe.data.seed], sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "people" / key
     paths = []
-    for name, with_forget in (("base", True), ("gold", False)):
+    for name, with_forget in (("trained-on-all", True), ("gold", False)):
         if not (folder / name / "config.json").is_file():
             train_tiny(request, with_forget=with_forget, seed=recipe.data.seed, output=folder / name, progress=progress)
         paths.append(str(folder / name))

@@ -118,6 +118,36 @@ def test_questions_without_options_and_a_chat_template(
     assert record["influence_log_odds"]["of"] == "log_odds"
 
 
+def test_a_grid_of_methods_and_seeds(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run leaves its record and not its weights; a second call makes nothing anew."""
+    grid = {
+        "model": str(tmp_path / "model"),
+        "methods": {"graddiff": None, "shorter": {"method": "npo", "unlearn": {"max_steps": 1}}},
+        "seeds": [0, 1],
+        "data": {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain", "attack")},
+        "unlearn": {"max_steps": 2},
+        "attacks": {"relearn-related": {"max_steps": 1, "eval_every": 1, "learning_rates": [1e-3]}},
+        "output": str(tmp_path / "grid"),
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    for _ in range(2):
+        assert expunge("run", tmp_path / "grid.yaml") == 0
+        shown = capsys.readouterr().out
+        assert "shorter" in shown
+        assert "related" in shown
+    names = {path.name for path in (tmp_path / "grid" / "records").iterdir()}
+    assert names == {f"{name}-{seed}.json" for name in ("graddiff", "shorter") for seed in (0, 1)}
+    assert not list((tmp_path / "grid").glob("*/model"))
+    rows = json.loads((tmp_path / "grid" / "table.json").read_text())
+    assert [(row["method"], row["attack"], row["seeds"]) for row in rows] == [
+        ("graddiff", "related", [0, 1]),
+        ("shorter", "related", [0, 1]),
+    ]
+    assert "shorter" in (tmp_path / "grid" / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_several_processes_unlearn_and_one_tells(words: list[str | Path], tmp_path: Path) -> None:
     """Half as many rows on each of two processes make the steps of one, and one of them writes and speaks."""

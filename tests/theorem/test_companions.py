@@ -50,11 +50,11 @@ def test_margins_are_the_log_odds_of_the_audit() -> None:
 
 def test_the_hinge_is_its_formula_and_leaves_the_ignorant_alone() -> None:
     margin = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
-    loss = bounded_forget(margin, 0.25, 3)
-    assert loss.item() == pytest.approx((1.75 + 0 + 0.25) / 3, rel=1e-12)
-    loss.backward()
-    assert margin.grad is not None
-    assert margin.grad.tolist() == pytest.approx([1 / 3, 0, 1 / 3])
+    for restore, lower in ((0.0, 0.0), (0.5, 0.5)):
+        loss = bounded_forget(margin, 0.25, restore, 3)
+        assert loss.item() == pytest.approx((1.75 + lower * 1.25 + 0.25) / 3, rel=1e-12)
+        (pushed,) = torch.autograd.grad(loss, margin)
+        assert pushed.tolist() == pytest.approx([1 / 3, -lower / 3, 1 / 3])
 
 
 def test_bounded_pushes_answers_and_not_their_options() -> None:

@@ -15,7 +15,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
         ("per_device_train_batch_size", "gradient_accumulation_steps", "eval_steps", "checkpoint_steps"), (1, math.inf)
     ),
     **dict.fromkeys(
-        ("learning_rate", "max_steps", "max_grad_norm", "warmup_steps", "weight_decay", "adam_epsilon"), (0, math.inf)
+        ("learning_rate", "max_steps", "min_steps", "max_grad_norm", "warmup_steps", "weight_decay", "adam_epsilon"), (0, math.inf)
     ),
     **dict.fromkeys(("stop_accuracy", "stop_within", "max_seconds", "checkpoint_seconds"), (0, math.inf)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
@@ -49,6 +49,7 @@ class UnlearnArguments:
             ignorance, less is inversion; None for no such condition.
         stop_within: tolerance of `stop_log_odds`, nats per token. A run that went further past goes back along its last
             stretch until it is within, so that all methods stop at the same forget score; None lets it be.
+        min_steps: steps that are made whatever the scores: a method that hardens what it has forgotten needs them.
         stop_accuracy: and, if given, when the forget accuracy is at most this.
         max_seconds: the budget of time, resumed runs included; None for no limit.
         checkpoint_seconds: time between two checkpoints, if there is an output folder.
@@ -73,6 +74,7 @@ class UnlearnArguments:
     eval_steps: int = 3
     stop_log_odds: float | None = 0.0
     stop_within: float | None = 0.25
+    min_steps: int = 0
     stop_accuracy: float | None = None
     max_seconds: float | None = None
     checkpoint_seconds: float = 120.0

@@ -188,7 +188,7 @@ class _Loop:
         arguments = self._stepper.arguments
         self._scores = None
         if metrics.step % arguments.eval_steps == 0 or metrics.step == arguments.max_steps:
-            landed, self._scores = self._scored()
+            landed, self._scores = self._scored(metrics.step)
             metrics = replace(
                 metrics,
                 landed=landed,
@@ -199,14 +199,15 @@ class _Loop:
         self._history.append(replace(metrics, seconds=self._seconds()))
         self._keeper.note(self._history)
 
-    def _scored(self) -> tuple[float | None, Scores]:
+    def _scored(self, step: int) -> tuple[float | None, Scores]:
         """The scores of the present weights or, if these went past the target, of those gone back to."""
         scores = self._score()
         if self._landing is None:
             return None, scores
-        if self._landing.overshot(scores):
+        if not self._landing.overshot(scores):
+            self._landing.keep()
+        elif step >= self._stepper.arguments.min_steps:
             return self._landing.land(self._score)
-        self._landing.keep()
         return None, scores
 
     def _seconds(self) -> float:

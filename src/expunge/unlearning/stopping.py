@@ -33,6 +33,7 @@ class StopRule:
         log_odds: forgotten when the forget log-odds are at most this, `within` included; None for no such condition.
         within: tolerance of `log_odds`.
         accuracy: and when the forget accuracy is at most this; None for no such condition.
+        min_steps: before which nothing counts as forgotten.
         max_steps: the budget of steps.
         max_seconds: the budget of time, None for no limit.
         max_rise: diverged when the retain term of a step is this much (nats per token) above that of the first step.
@@ -41,6 +42,7 @@ class StopRule:
     log_odds: float | None
     within: float
     accuracy: float | None
+    min_steps: int
     max_steps: int
     max_seconds: float | None
     max_rise: float
@@ -58,6 +60,7 @@ class StopRule:
             log_odds=arguments.stop_log_odds if graded else None,
             within=arguments.stop_within or 0.0,
             accuracy=arguments.stop_accuracy if graded else None,
+            min_steps=arguments.min_steps,
             max_steps=arguments.max_steps,
             max_seconds=arguments.max_seconds,
             max_rise=math.log(vocabulary),
@@ -66,7 +69,7 @@ class StopRule:
     def reason(self, history: Sequence[StepMetrics]) -> StopReason | None:
         """Why to stop after the last line of `history`, or None."""
         last = history[-1]
-        if self._forgotten(last):
+        if last.step >= self.min_steps and self._forgotten(last):
             return StopReason.FORGOTTEN
         if last.step >= self.max_steps:
             return StopReason.MAX_STEPS

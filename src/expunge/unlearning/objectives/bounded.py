@@ -1,13 +1,14 @@
 """Down to ignorance and no further: a hinge on the answer's margin over its wrong options.
 
     m_i = mean_t log P(y_it | x_i, y_i<t) - log mean_o exp( mean_t log P(o_it | x_i, o_i<t) )      o: options of item i
-    L_f = (1/n) sum_i max(0, m_i - margin)
+    L_f = (1/n) sum_i [ max(0, m_i - margin) + restore max(0, margin - m_i) ]
     L   = forget_weight L_f + retain_weight CE(r)
 
 m_i is the log-odds that the audit reports: 0 is ignorance. Ascent (GA, GradDiff) has no lower bound and goes on into
 inversion, which gives the answer away; NPO weakens but does not stop. Here an item that is no better known than its
-options has no gradient left. It is the multi-class hinge loss turned round: the right class must not win. The options
-are looked at and not pushed: raising them would teach wrong answers.
+options has no gradient left, or is brought back to them (`restore`) where something else drives it on. It is the
+multi-class hinge loss turned round: the right class must not win. The options are looked at and not pushed: raising
+them would teach wrong answers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from expunge.errors import InputError
-from expunge.unlearning.objectives.base import Balanced, Companions, StartValues, Totals
+from expunge.unlearning.objectives.base import Balanced, Companions, StartValues, Totals, require_weights
 
 if TYPE_CHECKING:
     from expunge.data.example import Example
@@ -37,9 +38,10 @@ def margins(forget: Answers, options: Companions) -> Float[Tensor, " items"]:
     return answer - (torch.logsumexp(spread, 1) - own.sum(1).log())
 
 
-def bounded_forget(margin: Float[Tensor, " items"], goal: float, items: int) -> Float[Tensor, ""]:
+def bounded_forget(margin: Float[Tensor, " items"], goal: float, restore: float, items: int) -> Float[Tensor, ""]:
     """L_f, from the margins m_i and the number of items to divide by."""
-    return (margin - goal).clamp(min=0).sum() / max(items, 1)
+    beyond = margin - goal
+    return (beyond.clamp(min=0) + restore * (-beyond).clamp(min=0)).sum() / max(items, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,15 @@ class Bounded(Balanced):
     """A forget loss that stops at ignorance.
 
     Args:
-        margin: log-odds, nats per token, below which an item is left alone; 0 is ignorance.
+        margin: log-odds, nats per token, to come down to; 0 is ignorance.
+        restore: weight of the way back up; 0 leaves an item alone that is below.
     """
 
     margin: float = 0.0
+    restore: float = 0.0
 
     def __post_init__(self) -> None:
-        Balanced.__post_init__(self)
+        require_weights(forget_weight=self.forget_weight, retain_weight=self.retain_weight, restore=self.restore)
         if not math.isfinite(self.margin):
             raise InputError("margin must be a finite number.", f"margin={self.margin}")
 
@@ -68,6 +72,6 @@ class Bounded(Balanced):
         return example.options
 
     def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
-        """The hinge."""
+        """The two hinges."""
         assert start.companions is not None  # `companions` gives each item at least one
-        return bounded_forget(margins(forget, start.companions), self.margin, totals.forget_items)
+        return bounded_forget(margins(forget, start.companions), self.margin, self.restore, totals.forget_items)

@@ -1,0 +1,100 @@
+"""A page of results out of stored records: its grids, its tables, and what a person wrote about them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from expunge.bench.grid import Grid, run_grid, stored
+from expunge.bench.rows import Row, dump_json, markdown, rows
+from expunge.console import Bars
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One results page.
+
+    Args:
+        name: of the page, its JSON and its folder of records.
+        head: the text above the tables.
+        grids: by benchmark or part, each a tree that `Grid.of` takes.
+    """
+
+    name: str
+    head: str
+    grids: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def records(self) -> Path:
+        """Where the records are kept."""
+        return RESULTS / "records" / self.name
+
+    def grid(self, part: str, runs: Path) -> Grid:
+        """The grid of one part, its runs below `runs`."""
+        return Grid.of({**self.grids[part], "output": str(runs / part)}, f"{self.name}, {part}")
+
+    def run(self, part: str, runs: Path) -> None:
+        """Make what is not stored yet."""
+        grid = self.grid(part, runs)
+        with Bars().shown() as progress:
+            run_grid(grid, self.records / part, progress)
+        for cell in grid.cells():
+            metrics = Path(cell.recipe.output) / "metrics.jsonl"
+            if metrics.is_file():
+                copyfile(metrics, self.records / part / cell.file.replace(".json", ".metrics.jsonl"))
+
+    def tables(self) -> None:
+        """Write the page and its JSON from the stored records."""
+        found: list[Row] = []
+        lines = [self.head]
+        for part in self.grids:
+            own = rows(records) if (records := stored(self.grid(part, Path("runs")), self.records / part)) else []
+            if own:
+                found += own
+                lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
+        notes = RESULTS / f"{self.name}.notes.md"
+        text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
+        (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
+        (RESULTS / f"{self.name}.json").write_text(dump_json(found), encoding="utf-8")
+
+
+def _about(row: Row) -> str:
+    return (
+        f"Model: {row.model}. Before: accuracy {row.forget_before:.2f}, log-odds {row.forget_before_log_odds:+.1f}; "
+        f"chance {row.chance:.2f}; control: {row.control}.\n"
+    )
+
+
+def _penalties(records: Path) -> Iterator[str]:
+    """The norm of the attribution penalty's gradient over that of the loss's, where it was first measured."""
+    shares: dict[str, list[str]] = {}
+    for path in sorted(records.glob("*.metrics.jsonl")):
+        measured = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        ratios = [line["attribution_gradient_ratio"] for line in measured if "attribution_gradient_ratio" in line]
+        if ratios:
+            method = path.name.rsplit("-", 1)[0]
+            shares.setdefault(method, []).append(f"{100 * ratios[0]:.2g} %")
+    for method, found in shares.items():
+        yield f"\n{method}: the penalty's gradient is {', '.join(found)} of the loss's (norms, step 2, by seed)."
+
+
+def main(page: Page, about: str | None) -> None:
+    """Run, then write the tables."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / page.name, help="where the runs are kept")
+    parser.add_argument("--part", choices=list(page.grids), action="append", help="all by default")
+    parser.add_argument("--tables", action="store_true", help="only write the tables")
+    options = parser.parse_args()
+    for part in [] if options.tables else options.part or page.grids:
+        page.run(part, options.runs)
+    page.tables()

@@ -1,0 +1,109 @@
+"""A recipe repeated over methods and seeds: every record is kept, no weights are, and finished runs are not redone.
+
+methods: {graddiff: , durable: {settings: {transform.mix: 0.5}}}
+seeds: [0, 1, 2]
+... and the keys of a recipe, which all runs share
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from expunge import pipeline
+from expunge.errors import InputError
+from expunge.measure import Measured
+from expunge.models.checkpoint import atomic_write_text
+from expunge.progress import Progress
+from expunge.recipe import Recipe
+from expunge.report.record import Record
+from expunge.settings import merge
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid: its name in the table, its seed, its recipe."""
+
+    name: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def file(self) -> str:
+        """Of its record."""
+        return f"{self.name}-{self.seed}.json"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Methods by their names in the table, each with what its recipe has beyond the shared one.
+
+    Args:
+        methods: name -> recipe keys laid over the shared ones; `method` is the name unless given.
+        seeds: each of them splits the data, orders the loop, and draws new parameters.
+        shared: recipe keys of all runs; `output` is the folder of the whole grid.
+    """
+
+    methods: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    shared: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any], where: str) -> Grid:
+        """The grid that `tree` spells; InputError where methods or seeds are not what they should be."""
+        shared = dict(tree)
+        methods, seeds = shared.pop("methods"), shared.pop("seeds", [0])
+        if isinstance(methods, list):
+            methods = dict.fromkeys(methods)
+        if not isinstance(methods, dict) or not methods or not all(isinstance(name, str) for name in methods):
+            raise InputError("`methods` must name at least one method.", where, "As in `methods: {graddiff: , npo: }`.")
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+            raise InputError("`seeds` must be a list of whole numbers.", where, "As in `seeds: [0, 1, 2]`.")
+        grid = cls({name: own or {} for name, own in methods.items()}, tuple(seeds), shared)
+        list(grid.cells(where))
+        return grid
+
+    @property
+    def output(self) -> Path:
+        """The folder of the grid."""
+        return Path(self.shared.get("output", "runs/grid"))
+
+    def cells(self, where: str = "grid") -> Iterator[Cell]:
+        """All runs, seed after seed; InputError where one of them is no recipe."""
+        for seed in self.seeds:
+            for name, own in self.methods.items():
+                laid: dict[str, Any] = merge({"method": name, **self.shared}, own)
+                laid |= {"seed": seed, "output": str(self.output / f"{name}-{seed}")}
+                laid["data"] = {**laid.get("data", {}), "seed": seed}
+                yield Cell(name, seed, Recipe.of(laid, f"{where}, {name}"))
+
+
+def run_grid(grid: Grid, records: Path, progress: Progress | None = None) -> dict[str, list[Record]]:
+    """The records of all runs by name, in the order of the seeds; those already in the folder `records` are kept."""
+    found: dict[str, list[Record]] = {name: [] for name in grid.methods}
+    for _, cells in groupby(grid.cells(), key=lambda cell: cell.seed):
+        baselines: dict[str, Measured] = {}  # of one split: the next has another
+        for cell in cells:
+            _run(cell, records / cell.file, progress, baselines)
+            found[cell.name].append(Record.load(records / cell.file))
+    return found
+
+
+def stored(grid: Grid, records: Path) -> dict[str, list[Record]]:
+    """Those of the records that are there already; names without any are left out."""
+    files = {name: [records / f"{name}-{seed}.json" for seed in grid.seeds] for name in grid.methods}
+    found = {name: [Record.load(file) for file in own if file.is_file()] for name, own in files.items()}
+    return {name: own for name, own in found.items() if own}
+
+
+def _run(cell: Cell, target: Path, progress: Progress | None, baselines: dict[str, Measured]) -> None:
+    if target.is_file():
+        return
+    for record in pipeline.run_all([cell.recipe], progress, baselines):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(target, record.dumps())
+        shutil.rmtree(Path(cell.recipe.output) / "model", ignore_errors=True)

@@ -1,0 +1,182 @@
+"""Rows of a results table, out of records alone: one per method and attack, means over seeds with 95 % intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+
+from expunge.report.record import Attack, Record
+
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 % points of Student's t with n - 1 degrees of freedom."""
+
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method under one attack; all but the lists are means over the seeds.
+
+    recovery: R of the log-odds (0 nothing came back, 1 everything), its 95 % interval over seeds (Student's t).
+    against: mean difference of recovery to the first method of the table under the same attack and seeds, with its own
+    interval: paired, because a seed is the same split and model for all.
+    """
+
+    benchmark: str
+    model: str
+    method: str
+    attack: str
+    seeds: list[int]
+    steps: list[int]
+    forget_before: float
+    forget_before_log_odds: float
+    forget_after: float
+    forget_after_log_odds: float
+    retain_after: float
+    held_out_after: float
+    attacked_accuracy: float
+    attacked_log_odds: float
+    control_accuracy: float
+    control_log_odds: float
+    chance: float
+    recovery: float
+    ci_low: float
+    ci_high: float
+    recovery_by_seed: list[float]
+    against: float
+    against_low: float
+    against_high: float
+    rho: float | None
+    seconds: float
+    peak_bytes: float
+    verdicts: list[str]
+    control: str
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON types; what could not be computed from so few seeds is None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+    def short(self) -> tuple[str, ...]:
+        """The cells of a narrow table: method, attack, after, attacked, recovery, retain, held-out."""
+        return (
+            self.method,
+            self.attack,
+            f"{self.forget_after_log_odds:+.2f}",
+            f"{self.attacked_log_odds:+.2f}",
+            f"{self.recovery:.2f} [{self.ci_low:.2f}, {self.ci_high:.2f}]",
+            f"{self.retain_after:.2f}",
+            f"{self.held_out_after:.2f}",
+        )
+
+
+def rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
+    """The rows of records by method name; the first method is what the others are compared with."""
+    found, first = [], next(iter(records.values()))
+    for name, own in records.items():
+        for attack in dict.fromkeys(a.name for record in own for a in record.attacks):
+            found.append(_row(name, attack, own, first))
+    return found
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean over seeds, by Student's t; NaN for a single one."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = STUDENT.get(len(values), 2.262) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def dump_json(found: Iterable[Row]) -> str:
+    """The rows as they stand beside every results page."""
+    return json.dumps([row.to_json() for row in found], indent=1) + "\n"
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """The rows as a table."""
+    lines = [
+        "| method | attack | seeds | steps | after: accuracy / log-odds | attacked: accuracy / log-odds "
+        "| control | recovery | against the first | retain | held-out | seconds | verdicts |",
+        "|" + "---|" * 13,
+    ]
+    return "\n".join([*lines, *(_line(row, compared=row.method != found[0].method) for row in found)])
+
+
+def attacked(record: Record, name: str) -> Attack | None:
+    """The attack `name` of a record."""
+    return next((attack for attack in record.attacks if attack.name == name), None)
+
+
+def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record]) -> Row:
+    pairs = [(record, a) for record in own if (a := attacked(record, attack))]
+    records, attacks = [record for record, _ in pairs], [a for _, a in pairs]
+    recovery = [a.recovery for a in attacks]
+    low, high = interval(recovery)
+    other = {_seed(record): a.recovery for record in first if (a := attacked(record, attack))}
+    differences = [a.recovery - other[_seed(r)] for r, a in pairs if _seed(r) in other]
+    model = records[0].model
+    before, after = [r.scores.forget.before for r in records], [r.scores.forget.after for r in records]
+    known = [a.rho for a in attacks if a.rho is not None]
+    return Row(
+        benchmark=records[0].recipe.benchmark,
+        model=f"{model.name}, {model.parameters:,} parameters, {model.source}",
+        method=name,
+        attack=_short(attacks[0]),
+        seeds=[_seed(record) for record in records],
+        steps=[record.cost.steps for record in records],
+        forget_before=_mean(s.accuracy for s in before),
+        forget_before_log_odds=_mean(s.log_odds for s in before),
+        forget_after=_mean(s.accuracy for s in after),
+        forget_after_log_odds=_mean(s.log_odds for s in after),
+        retain_after=_mean(r.scores.retain.after.accuracy for r in records),
+        held_out_after=_mean(r.scores.test.after.accuracy for r in records),
+        attacked_accuracy=_mean(a.accuracy for a in attacks),
+        attacked_log_odds=_mean(a.log_odds for a in attacks),
+        control_accuracy=_mean(a.control.accuracy for a in attacks),
+        control_log_odds=_mean(a.control.log_odds for a in attacks),
+        chance=_mean(a.chance for a in attacks),
+        recovery=_mean(recovery),
+        ci_low=round(low, _DIGITS),
+        ci_high=round(high, _DIGITS),
+        recovery_by_seed=[round(value, _DIGITS) for value in recovery],
+        against=_mean(differences),
+        against_low=round(interval(differences)[0], _DIGITS),
+        against_high=round(interval(differences)[1], _DIGITS),
+        rho=_mean(known) if known else None,
+        seconds=_mean(r.cost.stages.get("unlearning", math.nan) for r in records),
+        peak_bytes=_mean(float(r.cost.peak_bytes) for r in records),
+        verdicts=[record.verdict for record in records],
+        control=records[0].control.kind,
+    )
+
+
+def _short(attack: Attack) -> str:
+    """As results pages call it: harmful_0.3, related, benign."""
+    fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
+    return attack.name.removeprefix("relearn-") + fraction
+
+
+def _seed(record: Record) -> int:
+    seed = record.seeds["data"]
+    assert isinstance(seed, int)
+    return seed
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return round(fmean(known), _DIGITS) if known else math.nan
+
+
+def _line(row: Row, *, compared: bool) -> str:
+    difference = f"{row.against:+.2f} [{row.against_low:+.2f}, {row.against_high:+.2f}]" if compared else ""
+    return (
+        f"| {row.method} | {row.attack} | {len(row.seeds)} | {', '.join(map(str, row.steps))} "
+        f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} "
+        f"| {row.attacked_accuracy:.2f} / {row.attacked_log_odds:+.2f} "
+        f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f} "
+        f"| {row.recovery:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}] | {difference} "
+        f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} "
+        f"| {', '.join(sorted(set(row.verdicts)))} |"
+    )

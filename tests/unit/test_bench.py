@@ -1,0 +1,90 @@
+"""Grids of runs and the rows of their tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from expunge import pipeline
+from expunge.bench.grid import Grid, run_grid, stored
+from expunge.bench.rows import STUDENT, interval, markdown, rows
+from expunge.errors import InputError
+from expunge.report.record import Record
+from synthetic_record import make_record
+
+TREE = {
+    "methods": {"graddiff": None, "harder": {"method": "npo", "unlearn": {"max_steps": 9}}},
+    "seeds": [3, 5],
+    "model": "trained",
+    "data": {"benchmark": "people"},
+    "unlearn": {"learning_rate": 5e-4},
+}
+
+
+def with_recovery(method: str, seed: int, recovery: float) -> Record:
+    record = make_record(method)
+    attack = record.attacks[0].model_copy(update={"recovery": recovery})
+    return record.model_copy(update={"attacks": (attack,), "seeds": {**record.seeds, "data": seed}})
+
+
+def test_cells_are_recipes_seed_after_seed() -> None:
+    cells = list(Grid.of(TREE, "here").cells())
+    assert [cell.file for cell in cells] == ["graddiff-3.json", "harder-3.json", "graddiff-5.json", "harder-5.json"]
+    last = cells[-1].recipe
+    assert (last.method, last.seed, last.data.seed) == ("npo", 5, 5)
+    assert last.unlearn == {"learning_rate": 5e-4, "max_steps": 9}
+    assert Path(last.output).name == "harder-5"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"methods": {}}, "at least one method"),
+        ({"seeds": [True]}, "whole numbers"),
+        ({"modell": "x"}, "modell"),
+        ({"methods": {"graddiff": {"unlern": {}}}}, "unlern"),
+    ],
+)
+def test_what_is_no_grid_is_told(change: dict[str, object], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        Grid.of({**TREE, **change}, "here")
+
+
+def test_what_is_stored_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def run_all(recipes: list[object], *rest: object) -> list[Record]:
+        made.append(str(recipes[0].output))  # type: ignore[attr-defined]
+        return [make_record("graddiff")]
+
+    monkeypatch.setattr(pipeline, "run_all", run_all)
+    grid = Grid.of(TREE, "here")
+    (tmp_path / "harder-3.json").write_text(make_record("npo").dumps())
+    assert {name: len(own) for name, own in stored(grid, tmp_path).items()} == {"harder": 1}
+    found = run_grid(grid, tmp_path)
+    assert [Path(name).name for name in made] == ["graddiff-3", "graddiff-5", "harder-5"]
+    assert {name: len(own) for name, own in found.items()} == {"graddiff": 2, "harder": 2}
+    run_grid(grid, tmp_path)
+    assert len(made) == 3
+
+
+def test_intervals_are_student_s() -> None:
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
+    assert all(map(math.isnan, interval([1.0])))
+    scipy = pytest.importorskip("scipy.stats")
+    for n, point in STUDENT.items():
+        assert point == pytest.approx(scipy.t.ppf(0.975, n - 1), abs=1e-3)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """The recoveries spread widely over the seeds, their differences do not: only pairing sees that."""
+    base = [with_recovery("graddiff", seed, value) for seed, value in ((1, 0.2), (2, 0.9), (3, 0.5))]
+    other = [with_recovery("npo", seed, value) for seed, value in ((3, 0.41), (1, 0.1), (2, 0.8))]
+    first, second = rows({"graddiff": base, "npo": other})
+    assert (first.against, second.against) == (0.0, pytest.approx(-0.0967, abs=1e-4))
+    assert second.against_high < -0.07
+    assert second.ci_low < 0 < second.ci_high - 0.8
+    assert second.recovery_by_seed == [0.41, 0.1, 0.8]
+    assert "| npo |" in markdown([first, second])
