@@ -31,6 +31,9 @@ RESOURCES = 3
 SECONDARY = os.environ.get("RANK", "0") != "0"
 """Whether this is one of several processes and not the one that tells; all of them tell their errors."""
 
+FINISHED_SHOWN = 8
+"""Bars of finished tasks that stay; older ones make room for what is going on."""
+
 out = Console(highlight=False, quiet=SECONDARY)
 err = Console(stderr=True, highlight=False)
 
@@ -71,6 +74,8 @@ class Bars:
         """Fill the bar; work may end early."""
         bar = self._progress.tasks[self._progress.task_ids.index(self._tasks[task])]
         self._progress.update(bar.id, total=bar.completed or 1, completed=bar.completed or 1)
+        for old in [task for task in self._progress.tasks if task.finished][:-FINISHED_SHOWN]:
+            self._progress.remove_task(old.id)
         if not err.is_terminal and not SECONDARY:
             err.print(f"done: {task} ({bar.elapsed or 0:.0f} s)", markup=False)
 

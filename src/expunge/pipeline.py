@@ -32,7 +32,7 @@ from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pre
 from expunge.models.load import load_model
 from expunge.models.memory import peak_bytes
 from expunge.models.scores import score_items
-from expunge.progress import Progress, Silent
+from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.report.record import Record
 from expunge.request import Request
@@ -76,12 +76,13 @@ def run_all(
     records = []
     for recipe in recipes:
         folder = RunFolder(Path(recipe.output))
+        told = Named(progress or Silent(), folder.path.name)
         if not folder.training.is_file():
-            unlearn(recipe, progress)
+            unlearn(recipe, told)
         if not join_processes()[0].main:
             continue
-        attack(folder.path, progress=progress)
-        records.append(audit(folder.path, progress, baselines))
+        attack(folder.path, progress=told)
+        records.append(audit(folder.path, told, baselines))
     return records
 
 
@@ -150,7 +151,8 @@ def attack(
     control = read_json(folder.source).get("control")
     results = _attack_model(str(folder.model), recipe, request, chosen, folder.attacks, None, progress)
     if control:
-        _attack_model(control, recipe, request, chosen, folder.control_attacks, results, progress)
+        told = Named(progress or Silent(), "control")
+        _attack_model(control, recipe, request, chosen, folder.control_attacks, results, told)
     return list(results.values())
 
 
