@@ -16,7 +16,7 @@ from expunge.models.architecture import base_linear, describe
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.transforms.base_maps import FEED_FORWARD
-from expunge.unlearning.transforms.neurons import KnowledgeNeuronMask, top_share
+from expunge.unlearning.transforms.neurons import BoundKnowledgeNeuronMask, KnowledgeNeuronMask, top_share
 from expunge.unlearning.transforms.sparse import SparsityMask
 from families import family_model
 from tiny import make_tiny_model
@@ -124,14 +124,29 @@ def test_a_mask_of_the_gradient_alone_would_not_hold(monkeypatch: pytest.MonkeyP
     assert sum(int(m.sum()) for m in moved.values()) > 0.5 * sum(m.numel() for m in moved.values())
 
 
-def test_an_optimizer_that_comes_later_is_not_held() -> None:
+def test_an_optimizer_that_comes_later_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while someone still holds on to the mask."""
+    held: list[BoundKnowledgeNeuronMask] = []
+    bind = KnowledgeNeuronMask.bind
+    monkeypatch.setattr(KnowledgeNeuronMask, "bind", lambda self, site: held.append(bind(self, site)) or held[0])
     model = make_tiny_model()
     _, after = transformed(KnowledgeNeuronMask(), model=model, **HARD)
     attacker = torch.optim.SGD(model.parameters(), lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     attacker.step()
-    assert all(bool((p != after[n]).any()) for n, p in model.named_parameters())
+    assert len(held) == 1
+    assert all(bool((p != after[n]).all()) for n, p in model.named_parameters())
+
+
+def test_the_biases_of_chosen_neurons_move_too() -> None:
+    model = family_model("gpt2")
+    before = weights(model)
+    after = transformed(KnowledgeNeuronMask(share=0.3), model=model, **HARD)[1]
+    weight = {n.removesuffix("weight"): before[n] != after[n] for n in before if ".mlp." in n and n.endswith("weight")}
+    assert any(changed.any() for changed in weight.values())
+    for name, changed in weight.items():
+        assert torch.equal(before[f"{name}bias"] != after[f"{name}bias"], changed.any(0))
 
 
 def test_zeros_of_a_sparse_model_stay() -> None:

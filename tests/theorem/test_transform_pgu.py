@@ -82,6 +82,13 @@ def test_so_the_retain_answers_stay_altogether() -> None:
     assert float(change[5:].max()) < 1e-5 * float(change[:5].min())
 
 
+def test_under_plain_descent_the_step_is_the_projected_gradient() -> None:
+    start = transformed(max_steps=0)[1]
+    result, after = transformed(ProjectedGradient(energy=0.8), max_steps=1, **DESCENT)
+    step = torch.cat([(after[name] - start[name]).flatten() for name in start])
+    assert float(step.norm()) == pytest.approx(1e-2 * (result.history[1].grad_norm or 0.0), rel=1e-5)
+
+
 @pytest.mark.parametrize("energy", [0.5, 0.95, 1.0])
 def test_directions_are_those_of_a_singular_value_decomposition(energy: float) -> None:
     inputs = np.random.default_rng(0).normal(size=(40, 6)) * [5, 3, 1, 0.5, 0.1, 0.01]
