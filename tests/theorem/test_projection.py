@@ -21,15 +21,10 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, train, unlearn
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.parametrizations.base import Material
-from expunge.unlearning.parametrizations.projection import (
-    Projected,
-    Projection,
-    Projector,
-    fold_projection,
-    random_rows,
-)
+from expunge.unlearning.parametrizations.projection import Projection
+from expunge.unlearning.parametrizations.projector import Projected, Projector, fold_projection
 from expunge.unlearning.parametrizations.sidecar import load_rows, save_rows
-from expunge.unlearning.parametrizations.subspace import project, row_space
+from expunge.unlearning.parametrizations.subspace import project, random_rows, row_space
 from expunge.unlearning.stopping import StopReason
 from families import family_model
 from tiny import make_tiny_model
@@ -187,6 +182,18 @@ def test_what_an_earlier_request_removed_stays_removed(tmp_path: Path) -> None:
             assert project(rows.double(), load_rows(path)[block].double()).abs().max() < 1e-6
 
 
+def test_rows_of_a_block_not_chosen_now_are_carried_on(tmp_path: Path) -> None:
+    path, first = tmp_path / "rows.safetensors", random_rows(2, torch.zeros(0, D), 7)
+    save_rows(path, {0: first})
+    projected = Projection(rank=1, init="random", layers=(1,), earlier=str(path)).bind(make_tiny_model(), 0)
+    assert list(projected.bases()) == [0]  # no step was made
+    disturb(projected)
+    projected.fold()
+    bases = projected.bases()
+    assert {block: len(rows) for block, rows in bases.items()} == {0: 2, 1: 1}
+    assert project(first, bases[0]).abs().max() < 1e-6
+
+
 def test_earlier_rows_hold_through_training_even_where_the_weights_have_regrown(tmp_path: Path) -> None:
     """The loop trains a model whose weights bring the removed direction back, given the rows of the first request."""
     model, path = make_tiny_model(), tmp_path / "rows.safetensors"
@@ -196,6 +203,8 @@ def test_earlier_rows_hold_through_training_even_where_the_weights_have_regrown(
     run(model, {"earlier": str(path)})
     after = outputs(model, 1)
     assert (after @ first.T).abs().max() < 1e-6 * after.norm()
+    weight = base_linear(describe(model).linears[1]["down"]).weight
+    assert int(torch.linalg.matrix_rank(weight)) == D - 2 - 2  # the rows of zeros have taken no direction with them
 
 
 @pytest.mark.parametrize("init", ["paper", "code", "random", "leace"])
@@ -313,10 +322,21 @@ def test_rows_of_another_model_or_another_file_are_refused(tmp_path: Path) -> No
     save_rows(path, {1: torch.eye(3)})
     with pytest.raises(InputError, match=r"no room.*block 1"):
         Projection(init="random", earlier=str(path)).bind(make_tiny_model(), 0)
+    save_rows(path, {2: torch.eye(D)[:1]})
+    with pytest.raises(InputError, match="no block 2"):
+        Projection(init="random", earlier=str(path)).bind(make_tiny_model(), 0)
     model = make_tiny_model()
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no file of a projection's rows"):
         load_rows(tmp_path / "model.safetensors")
+
+
+def test_random_rows_are_orthonormal_outside_the_fixed_ones_and_the_seed_s() -> None:
+    fixed = random_rows(3, torch.zeros(0, D).double(), 0)
+    rows = random_rows(4, fixed, 1)
+    torch.testing.assert_close(rows @ torch.cat([rows, fixed]).T, torch.eye(4, 7).double(), rtol=0, atol=1e-12)
+    assert torch.equal(rows, random_rows(4, fixed, 1))
+    assert not torch.equal(rows, random_rows(4, fixed, 2))
 
 
 def test_folding_twice_changes_nothing() -> None:

@@ -26,8 +26,7 @@ def pooled(batch: Batch, pool: Pool, special_ids: frozenset[int]) -> Bool[Tensor
     of huge norm that says nothing.
     """
     if pool == "answer":
-        chosen = batch.answer_mask.roll(-1, 1)
-        chosen[:, -1] = False
+        chosen = batch.answer_mask.roll(-1, 1)  # no answer begins at 0, so nothing comes round to the last position
     else:
         special = torch.tensor(sorted(special_ids), dtype=batch.input_ids.dtype, device=batch.input_ids.device)
         chosen = batch.attention_mask.bool() & ~torch.isin(batch.input_ids, special)

@@ -96,9 +96,8 @@ def concept_direction(one: Moments, other: Moments) -> Float[Tensor, "at_most_1 
         return one.total.new_zeros(0, len(one.total))
     difference = one.total.double() / one.count - other.total.double() / other.count
     scale = (one.second.trace() + other.second.trace()) / (one.count + other.count)
-    if difference.square().sum() <= NEGLIGIBLE * scale:
-        return difference.new_zeros(0, len(difference))
-    return (difference / difference.norm())[None]
+    rows = row_space(difference[None])
+    return rows if difference.square().sum() > NEGLIGIBLE * scale else rows[:0]
 
 
 def row_space(rows: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
@@ -109,6 +108,12 @@ def row_space(rows: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
     vectors: Tensor
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
     return vectors[values > NEGLIGIBLE * values.max()]
+
+
+def random_rows(rank: int, fixed: Float[Tensor, "r d"], seed: int) -> Float[Tensor, "rank d"]:
+    """Orthonormal rows in a direction drawn with `seed`, orthogonal to the fixed ones."""
+    draw = torch.randn(rank, fixed.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return row_space(project(draw, fixed.double().cpu())).to(fixed)
 
 
 def project(states: Float[Tensor, "*n d"], rows: Float[Tensor, "r d"]) -> Float[Tensor, "*n d"]:

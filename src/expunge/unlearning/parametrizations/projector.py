@@ -1,0 +1,121 @@
+"""Projections at work: at the outputs of linear maps while their rows are trained, and then inside the weights.
+
+h <- h - (h Q^T) Q    is    W <- (I - Q^T Q) W,    b <- (I - Q^T Q) b
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from expunge.unlearning.parametrizations.base import Trained
+from expunge.unlearning.parametrizations.subspace import project
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Linear = nn.Linear | Conv1D
+Rows = dict[int, Float[Tensor, "rows d"]]
+
+_NAME: Final = "projection"
+
+
+class Projector(nn.Module):
+    """h -> h - (h Q^T) Q once `begun` says so or a gradient is wanted; before, h itself.
+
+    Args:
+        fixed: W_old, orthonormal rows.
+        rows: what W_new begins with.
+        begun: whether a step has been made.
+    """
+
+    fixed: Tensor
+    initial: Tensor
+
+    def __init__(self, fixed: Tensor, rows: Tensor, begun: Callable[[], bool]) -> None:
+        super().__init__()
+        self.register_buffer("fixed", fixed, persistent=False)
+        self.register_buffer("initial", rows, persistent=False)
+        self.rows = nn.Parameter(rows.clone())
+        self._begun = begun
+
+    @property
+    def moved(self) -> bool:
+        """Whether W_new is no longer what it began with."""
+        return not torch.equal(self.rows, self.initial)
+
+    def basis(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows d"]:
+        """Q, orthonormal rows that span W_old and W_new; computed in `dtype`, W's own if None."""
+        stacked = torch.cat([self.fixed, self.rows]).to(dtype or self.rows.dtype)
+        q: Tensor = torch.linalg.qr(stacked.T).Q
+        return q.T
+
+    def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        """The states without what Q spans, computed in W's dtype and given in their own."""
+        if not (torch.is_grad_enabled() or self._begun()):
+            return hidden
+        return project(hidden.to(self.rows.dtype), self.basis()).to(hidden.dtype)
+
+
+class Projected(Trained):
+    """A model with projections at the outputs of linear maps, until they are folded into those maps.
+
+    Args:
+        model: the model.
+        sites: by block, the linear map, W_old and the beginning of W_new.
+        earlier: W_old by block, of blocks without a site too.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: Mapping[int, tuple[Linear, Tensor, Tensor]],
+        earlier: Mapping[int, Tensor],
+    ) -> None:
+        self._moved, self._earlier = False, dict(earlier)
+        self._maps = {block: linear for block, (linear, _, _) in sites.items()}
+        self._projectors = {block: Projector(fixed, rows, self._begun) for block, (_, fixed, rows) in sites.items()}
+        self._handles = [linear.register_forward_hook(_through_projection) for linear in self._maps.values()]
+        for block, linear in self._maps.items():
+            linear.add_module(_NAME, self._projectors[block])
+        own = {id(projector.rows) for projector in self._projectors.values()}
+        super().__init__(model, [name for name, p in model.named_parameters() if id(p) in own], self._take_out)
+
+    def bases(self) -> Rows:
+        """What this request and those before it removed, by block, also after `fold`: W_old of the next request."""
+        own = {block: projector.basis().detach() for block, projector in self._projectors.items()}
+        return {**self._earlier, **(own if self._begun() else {})}
+
+    def _begun(self) -> bool:
+        """Whether a step has been made: the first one moves the rows away from their beginning, and none leads back."""
+        self._moved = self._moved or any(projector.moved for projector in self._projectors.values())
+        return self._moved
+
+    @torch.no_grad()
+    def _take_out(self) -> None:
+        """Take the projections out of the model and, if a step was made, fold them into the weights."""
+        begun = self._begun()
+        for handle in self._handles:
+            handle.remove()
+        for block, linear in self._maps.items():
+            delattr(linear, _NAME)
+            if begun:
+                fold_projection(linear, self._projectors[block].basis(torch.float64))
+
+
+def fold_projection(linear: Linear, basis: Float[Tensor, "rows d"]) -> None:
+    """Make the linear map's output lose the span of `basis`, in place: W <- (I - Q^T Q) W, b <- (I - Q^T Q) b."""
+    by_output = linear.weight.T if isinstance(linear, nn.Linear) else linear.weight
+    for outputs in (by_output, linear.bias):
+        if outputs is not None:
+            outputs.data.copy_(project(outputs.to(basis.dtype), basis))
+
+
+def _through_projection(linear: nn.Module, args: object, out: Tensor) -> Tensor:
+    projected: Tensor = linear.get_submodule(_NAME)(out)
+    return projected
