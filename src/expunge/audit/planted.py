@@ -1,13 +1,14 @@
 """Planted suppressors: a model that still holds its facts and no longer says them, to try diagnostics on.
 
-    theta(t) = theta_0 + t * delta,    delta on a few parameters,    t with mean log-odds of the facts = 0
+    theta(t) = theta_0 + t * delta,    delta on a few parameters,    t with mean log-odds of the facts as wanted
 
 The edit is trained with everything else frozen, so taking it away gives the first model back bit for bit: whatever the
 facts are made of is intact, and a diagnostic that calls such a model erased is wrong. It minimises
 
-    mean log-odds^2 of the facts (ignorance, not inversion)  +  cross-entropy of what has to stay
+    mean (log-odds - wanted)^2 of the facts  +  cross-entropy of what has to stay
 
-until the mean log-odds are low enough, and is then scaled along the line above until they are where they should be.
+until the mean log-odds are low enough, and is then scaled along the line above until they are what is wanted: 0, which
+is ignorance, or what a model has that never knew.
 
     neurons      rows of gate and up, and columns of down, of the MLP neurons of one block that do least
     rank_one     down + write read^T of one block
@@ -62,7 +63,7 @@ class Suppressor:
     kind: str = "rank_one"
     layer: int = -1
     neurons: int = 8
-    steps: int = 60
+    steps: int = 120
     learning_rate: float = 0.02
     keep: float = 1.0
     seed: int = 0
@@ -218,7 +219,7 @@ def _train(
             odds = _log_odds(model, asked.to(model.device), sizes)
             if odds.mean() <= enough:
                 return
-            loss = odds.square().mean()
+            loss = (odds - enough).square().mean()
             if kept is not None:
                 loss = loss - suppressor.keep * answer_log_probs(model, kept.to(model.device)).token.mean()
             slopes = torch.autograd.grad(loss, edit.targets)
