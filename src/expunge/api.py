@@ -47,12 +47,13 @@ def unlearn(
     """
     seed = {"seed": settings.pop("seed")} if "seed" in settings else {}
     sorted_ = sort_settings(settings)
+    parts = build_method(method, transform, sorted_["settings"])
     return unlearn_model(
         model,
         Encoder(tokenizer, template),
         request,
-        build_method(method, transform, sorted_["settings"]),
-        build(UnlearnArguments, {**sorted_["unlearn"], **seed}, "unlearn"),
+        parts,
+        build(UnlearnArguments, {**parts.loop, **sorted_["unlearn"], **seed}, "unlearn"),
         output=output,
         progress=progress,
     )

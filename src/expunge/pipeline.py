@@ -266,7 +266,7 @@ def _method(recipe: Recipe) -> Method:
 
 
 def _arguments(recipe: Recipe) -> UnlearnArguments:
-    return build(UnlearnArguments, {"seed": recipe.seed, **recipe.unlearn}, "unlearn")
+    return build(UnlearnArguments, {"seed": recipe.seed, **_method(recipe).loop, **recipe.unlearn}, "unlearn")
 
 
 def _attacks(

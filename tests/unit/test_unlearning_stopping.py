@@ -53,6 +53,8 @@ def test_divergence_is_the_loss_of_everything_that_could_be_known() -> None:
     for rise, expected in ((0.99, None), (1.01, StopReason.DIVERGED)):
         last = StepMetrics(2, 2.0, retain=2.0 + rise * math.log(100))
         assert rule().reason([START, FIRST, last]) is expected
+        free = StopRule.of(UnlearnArguments(max_steps=10), EXAMPLES, None)
+        assert free.reason([START, FIRST, last]) is None
 
 
 def test_items_without_options_leave_the_budget_to_end_the_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,6 +33,7 @@ from expunge.unlearning.landing import Landing
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.parametrizations.base import Material, Trained
+from expunge.unlearning.parts import build
 from expunge.unlearning.processes import Processes, join_processes
 from expunge.unlearning.session import Keeper, Session
 from expunge.unlearning.start import StartCache, cache_start
@@ -87,13 +88,14 @@ def unlearn(
             NaN, which finite weights can only do by overflow in a small dtype.
         ResourceError: the disk is full.
     """
+    chosen = build_method(method) if isinstance(method, str) else method
     return train(
         model,
         encoder,
         request.forget,
         request.retain,
-        build_method(method) if isinstance(method, str) else method,
-        arguments or UnlearnArguments(),
+        chosen,
+        arguments or build(UnlearnArguments, chosen.loop),
         output=output,
         progress=progress or Silent(),
     )
@@ -130,7 +132,7 @@ def train(
         session = Session(trained.parameters, stepper.optimizer, stepper.transforms, landing)
         history = session.resume(output, name) if output else []
         keeper = Keeper(session, output if processes.main else None, name, arguments, history)
-        rule = StopRule.of(arguments, graded, width(start.read.head))
+        rule = StopRule.of(arguments, graded, None if start.block is not None else width(start.read.head))
         score = partial(_scores, model, encoder, graded or forget)
         return _Loop(stepper, rule, landing, keeper, score, progress, history).run()
     finally:

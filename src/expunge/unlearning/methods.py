@@ -12,30 +12,53 @@ from expunge.errors import InputError, nearest
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.objectives.base import Objective
 from expunge.unlearning.objectives.bounded import Bounded
+from expunge.unlearning.objectives.ceu import CEU
 from expunge.unlearning.objectives.dpo import DPO
 from expunge.unlearning.objectives.ga import GradientAscent
 from expunge.unlearning.objectives.graddiff import GradDiff
 from expunge.unlearning.objectives.idk import IdkNLL
 from expunge.unlearning.objectives.kl import KL
 from expunge.unlearning.objectives.npo import NPO
+from expunge.unlearning.objectives.pdu import PDU
+from expunge.unlearning.objectives.rmu import RMU
+from expunge.unlearning.objectives.satimp import SatImp
+from expunge.unlearning.objectives.simnpo import SimNPO
+from expunge.unlearning.objectives.undial import UNDIAL
+from expunge.unlearning.objectives.wga import WGA
 from expunge.unlearning.parametrizations.base import Parametrization
 from expunge.unlearning.parametrizations.full import Full
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.lora import LoRA
+from expunge.unlearning.parametrizations.projection import Projection
 from expunge.unlearning.parts import build, changed, field_names
 from expunge.unlearning.transforms.attribution import AttributionPenalty
 from expunge.unlearning.transforms.base import GradientTransform
+from expunge.unlearning.transforms.dual import DualAscent
+from expunge.unlearning.transforms.l2 import L2Penalty
+from expunge.unlearning.transforms.neurons import KnowledgeNeuronMask
+from expunge.unlearning.transforms.pgu import ProjectedGradient
 from expunge.unlearning.transforms.relearning import SimulatedRelearning
+from expunge.unlearning.transforms.repselect import RepSelect
 from expunge.unlearning.transforms.sam import SAM
+from expunge.unlearning.transforms.sparse import SparsityMask
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One unlearning method: three choices, and a line that says what it is."""
+    """One unlearning method: three choices, and a line that says what it is.
+
+    Args:
+        objective: what is minimised.
+        transforms: how its gradient is changed, the first of them outermost.
+        parametrization: what may move.
+        loop: arguments of the loop that this method needs unless the user says otherwise.
+        summary: one line for `expunge list methods`.
+    """
 
     objective: Objective
     transforms: tuple[GradientTransform, ...] = ()
     parametrization: Parametrization = field(default_factory=Full)
+    loop: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     summary: str = field(default="", compare=False, repr=False)
 
 
@@ -44,14 +67,36 @@ METHODS: Final[dict[str, Method]] = {
     "graddiff": Method(GradDiff(), summary="ascent on forget, descent on retain answers (arXiv:2401.06121)"),
     "kl": Method(KL(), summary="ascent, held by KL to the start on retain answers (arXiv:2401.06121)"),
     "npo": Method(NPO(), summary="negative preference optimization, with retain loss (arXiv:2404.05868)"),
+    "npo_sam": Method(NPO(), (SAM(),), summary="npo, flat against small changes of the weights (arXiv:2502.05374)"),
+    "simnpo": Method(SimNPO(), summary="npo without a starting model, by log-probability per token (Fan et al. 2024)"),
     "dpo": Method(DPO(), summary="a refusal preferred to the answer, with retain loss (arXiv:2401.06121)"),
     "idk": Method(IdkNLL(), summary="fine-tuning on a refusal, with retain loss (arXiv:2401.06121)"),
+    "undial": Method(UNDIAL(), summary="distilled from the start with the answer's logit lowered (Dong et al. 2024)"),
+    "wga": Method(WGA(), summary="ascent weighted by each token's probability (Wang et al. 2025)"),
+    "satimp": Method(SatImp(), summary="ascent weighted by saturation and importance (Yang et al. 2025)"),
+    "ceu": Method(CEU(), summary="cross-entropy to its own opinion of all but the answer (Yang 2025)"),
+    "pdu": Method(PDU(), (DualAscent(),), summary="flat logits as far as retain allows (Entesari et al. 2025)"),
+    "rmu": Method(
+        RMU(),
+        parametrization=Layers(("down",), (5, 6, 7)),
+        loop={"max_steps": 200, "learning_rate": 2e-4},
+        summary="forget states sent to a random direction (Li et al. 2024)",
+    ),
+    "klue": Method(GradDiff(), (KnowledgeNeuronMask(),), summary="graddiff on knowledge neurons (arXiv:2502.19207)"),
+    "pgu": Method(GradDiff(), (ProjectedGradient(),), summary="graddiff off what retain spans (arXiv:2312.04095)"),
+    "repselect": Method(GradDiff(), (RepSelect(),), summary="an edit along what only forget uses (arXiv:2606.17168)"),
+    "mrp": Method(
+        Bounded(retain_weight=1.2),
+        parametrization=Projection(),
+        loop={"learning_rate": 1e-2},
+        summary="directions of the MLP outputs projected out, and folded in (arXiv:2508.15449)",
+    ),
     "bounded": Method(Bounded(), summary="hinge on the answer's margin over its options: stops at ignorance"),
-    "npo_sam": Method(NPO(), (SAM(),), summary="npo, flat against small changes of the weights (arXiv:2502.05374)"),
     "durable": Method(
-        Bounded(),
+        Bounded(restore=1.0),
         (SimulatedRelearning(),),
-        summary="stops at ignorance, half of the forget gradient taken where an attacker would bring the weights",
+        loop={"min_steps": 60, "max_steps": 120},
+        summary="held at ignorance while a simulated attacker relearns, until this no longer helps it",
     ),
     "ssiuu": Method(
         GradDiff(),
@@ -65,16 +110,34 @@ OBJECTIVES: Final[dict[str, type[Objective]]] = {
     "graddiff": GradDiff,
     "kl": KL,
     "npo": NPO,
+    "simnpo": SimNPO,
     "dpo": DPO,
     "idk": IdkNLL,
+    "undial": UNDIAL,
+    "wga": WGA,
+    "satimp": SatImp,
+    "ceu": CEU,
+    "pdu": PDU,
+    "rmu": RMU,
     "bounded": Bounded,
 }
 TRANSFORMS: Final[dict[str, type[GradientTransform]]] = {
     "attribution": AttributionPenalty,
     "relearning": SimulatedRelearning,
     "sam": SAM,
+    "l2": L2Penalty,
+    "pgu": ProjectedGradient,
+    "knowledge_neurons": KnowledgeNeuronMask,
+    "sparsity": SparsityMask,
+    "repselect": RepSelect,
+    "dual": DualAscent,
 }
-PARAMETRIZATIONS: Final[dict[str, type[Parametrization]]] = {"full": Full, "layers": Layers, "lora": LoRA}
+PARAMETRIZATIONS: Final[dict[str, type[Parametrization]]] = {
+    "full": Full,
+    "layers": Layers,
+    "lora": LoRA,
+    "projection": Projection,
+}
 """Parts by name. Other packages add theirs by entry points `expunge.objectives`, `.transforms`, `.parametrizations`."""
 
 AXES: Final = ("objective", "transform", "parametrization")

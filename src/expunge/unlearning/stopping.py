@@ -48,11 +48,12 @@ class StopRule:
     max_rise: float
 
     @classmethod
-    def of(cls, arguments: UnlearnArguments, graded: Sequence[Example], vocabulary: int) -> StopRule:
+    def of(cls, arguments: UnlearnArguments, graded: Sequence[Example], vocabulary: int | None) -> StopRule:
         """The rule for forget items `graded`, those that have options; without any, the budgets alone end the run.
 
         A model has diverged when it has lost log(vocabulary) nats on every retain token: what a model that was sure
-        loses by turning into a uniform guess.
+        loses by turning into a uniform guess. `vocabulary` is None where the retain term is no NLL, which has no such
+        bound.
         """
         if not graded:
             _log.warning("No forget item has options: only max_steps and max_seconds end the run.")
@@ -63,7 +64,7 @@ class StopRule:
             min_steps=arguments.min_steps,
             max_steps=arguments.max_steps,
             max_seconds=arguments.max_seconds,
-            max_rise=math.log(vocabulary),
+            max_rise=math.inf if vocabulary is None else math.log(vocabulary),
         )
 
     def reason(self, history: Sequence[StepMetrics]) -> StopReason | None:

@@ -46,10 +46,10 @@ class SimulatedRelearning(GradientTransform):
     """
 
     mix: float = 0.5
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-5
     steps: int = 1
     period: int = 4
-    retain_share: float = 0.5
+    retain_share: float = 0.75
     seed: int = 0
 
     def __post_init__(self) -> None:
