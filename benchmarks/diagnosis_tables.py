@@ -32,7 +32,7 @@ KINDS = ("neurons", "rank_one", "steering", "output_bias")
 ERASED = ("gold", "retrained", "rebuilt")
 
 SAME_LEVEL = 0.5
-"""Erased models with log-odds this near to 0, where the suppressors are tuned to, are at the level of the hidden ones."""
+"""Erased models with log-odds this near to 0, which the suppressors are tuned to, are at the hidden ones' level."""
 
 Model = dict[str, Any]
 Chooses = Callable[[Model], bool]
@@ -197,8 +197,8 @@ def _ci(value: dict[str, float | None]) -> str:
 def _separation(found: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         "\n## Separation\n",
-        "AUC of hidden over erased: 1 always told apart, 0.50 a coin, below 0.50 the wrong way round. Models that never",
-        "knew have log-odds below 0 here, so the level alone tells something: *same level* takes only the",
+        "AUC of hidden over erased: 1 always told apart, 0.50 a coin, below 0.50 the wrong way round. Models that",
+        "never knew have log-odds below 0 here, so the level alone tells something: *same level* takes only the",
         f"{found[0]['erased_models_same_level']} erased models within {SAME_LEVEL} of 0.",
         "Rank correlation (Spearman) with R, the share that relearn-harmful brings back in 48 steps at three learning",
         "rates, against gold: over hidden and erased models, and over the hidden ones alone.\n",

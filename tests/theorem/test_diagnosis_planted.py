@@ -98,8 +98,12 @@ def test_a_rank_one_edit_is_of_rank_one_and_as_many_neurons_change_as_were_taken
 
     values = torch.linalg.svdvals(change("rank_one", "down_proj").double())
     assert values[0] > 1e4 * values[1]
-    assert int(change("neurons", "down_proj").any(0).sum()) == 4
-    assert int(change("neurons", "gate_proj").any(1).sum()) == 4
+    columns, *rows = (
+        change("neurons", "down_proj").any(0),
+        *(change("neurons", n).any(1) for n in ("gate_proj", "up_proj")),
+    )
+    assert int(columns.sum()) == 4
+    assert all(torch.equal(columns, row) for row in rows)
 
 
 def test_other_log_odds_can_be_asked_for(knowing: LlamaForCausalLM) -> None:
@@ -108,10 +112,17 @@ def test_other_log_odds_can_be_asked_for(knowing: LlamaForCausalLM) -> None:
     assert log_odds(model) == pytest.approx(-1, abs=0.02)
 
 
+@pytest.mark.parametrize("kind", ["neurons", "rank_one"])
+def test_training_ends_where_the_facts_are_silent(kind: str, knowing: LlamaForCausalLM) -> None:
+    """So the scale only takes back what the last step did too much."""
+    _, planted = hide(knowing, kind)
+    assert 0.5 < planted.scale <= 1
+
+
 def test_an_edit_that_cannot_hide_leaves_the_model_alone(knowing: LlamaForCausalLM) -> None:
     model = copy.deepcopy(knowing)
     with pytest.raises(InputError, match="cannot hide"):
-        plant(model, ENCODER, FACTS, STAYS, Suppressor("rank_one", steps=1, learning_rate=0.0))
+        plant(model, ENCODER, FACTS, STAYS, Suppressor("rank_one", steps=3), log_odds=-1e3)
     before = dict(knowing.named_parameters())
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     with pytest.raises(InputError, match="no suppressor"):

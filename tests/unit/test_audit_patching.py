@@ -185,15 +185,14 @@ def _after_attention(model: LlamaForCausalLM, hidden: torch.Tensor) -> torch.Ten
 
 
 def test_continuations_end_at_the_end_of_sequence() -> None:
-    """A model that says nothing but the end is compared at one position a prompt."""
-    ending = double(0)
-    torch.nn.init.zeros_(ending.lm_head.weight)
-    ending.lm_head.weight.data[1] = 10 * torch.nn.functional.normalize(torch.ones(32), dim=0).double()
-    ending.model.norm.weight.data.zero_()
-    other = copy.deepcopy(ending)
-    other.lm_head.weight.data[5] += 1
-    one, many = (knowledge_recovery(ending, other, ENCODER, EXAMPLES[:3], new_tokens=n) for n in (1, 6))
-    assert one.mse == many.mse
+    """A model that says nothing but the end is compared at one position a prompt, and one that never ends at all."""
+    for said, ends in ((ENCODER.tokenizer.eos_token_id, True), (9, False)):
+        saying = double(0)
+        saying.lm_head.bias = torch.nn.Parameter(1e3 * torch.eye(96, dtype=torch.float64)[said])
+        other = copy.deepcopy(saying)
+        other.lm_head.weight.data[5] += 1
+        one, many = (knowledge_recovery(saying, other, ENCODER, EXAMPLES[:3], new_tokens=n).mse for n in (1, 6))
+        assert (one == pytest.approx(many, rel=1e-9)) is ends
 
 
 def test_equal_models_leave_recovery_undefined_and_strangers_are_refused(tiny_model: LlamaForCausalLM) -> None:

@@ -59,6 +59,14 @@ def test_what_the_last_token_says_is_read_and_what_it_cannot_see_is_not(tiny_mod
     assert nothing.log_odds == pytest.approx((0, 0), abs=1e-6)
 
 
+def test_the_last_token_is_what_is_read(tiny_model: LlamaForCausalLM) -> None:
+    """With the name there, even a model whose attention gives nothing has it in every block."""
+    for block in tiny_model.model.layers:
+        torch.nn.init.zeros_(block.self_attn.v_proj.weight)
+    known, asked = ([replace(e, prompt=f"lives in {e.prompt.split()[1]}") for e in part] for part in (KNOWN, ASKED))
+    assert linear_probe(tiny_model, ENCODER, known, asked).accuracy == (1, 1)
+
+
 def test_facts_that_the_known_ones_say_nothing_about_are_not_found(tiny_model: LlamaForCausalLM) -> None:
     """Other people's answers, however well learned, give no knowledge of people never seen."""
     strangers = tuple(replace(e, prompt=e.prompt.replace(n, m)) for e, n, m in _renamed(ASKED))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, spearmanr
 
+from expunge.audit.intervals import bootstrap
 from expunge.audit.separation import agreement, auc, rank_correlation, separation
 
 
@@ -35,6 +36,7 @@ def test_copies_within_a_training_narrow_no_interval() -> None:
     ten = separation([[h] * 10 for h in high], [[v] * 10 for v in low])
     assert (one.value, one.low, one.high) == pytest.approx((ten.value, ten.low, ten.high))
     assert one.low < one.value < one.high
+    assert (one.low, one.high) == bootstrap(lambda i: auc(high[i], low[i]), [12], level=0.95)
 
 
 def test_perfect_and_absent_separation() -> None:
