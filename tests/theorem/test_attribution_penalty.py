@@ -67,7 +67,7 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
 def bind(model: nn.Module, strength: float = STRONG, **site: object) -> BoundAttributionPenalty:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     settings = {"reduce": lambda x: x, "world": 1, **site}
-    here = Site(model=model, arch=SimpleNamespace(blocks=blocks_of(model)), parameters=trained, **settings)
+    here = Site(model=model, arch=SimpleNamespace(blocks=blocks_of(model), linears=()), parameters=trained, **settings)
     return AttributionPenalty(strength, measure_every=1).bind(here)
 
 

@@ -20,7 +20,7 @@ from expunge.unlearning.transforms.maps import trained_linear_maps
 
 def site_of(model: LlamaForCausalLM, containing: str = "") -> Site:
     trained = {name: p for name, p in model.named_parameters() if containing in name}
-    return Site(model, SimpleNamespace(blocks=model.model.layers), trained, lambda x: x)
+    return Site(model, SimpleNamespace(blocks=model.model.layers, linears=()), trained, lambda x: x)
 
 
 def forward(model: LlamaForCausalLM, bound: BoundTransform) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,10 @@ What the paper leaves open is an option each; its formula stands at the head of 
 
 Algorithm 1, with any `penalty`, `of` and `modules`, rides on the loss's backward (attribution_ride.py) if the objective
 reaches the forget rows through `forget.sequence` alone and no other transform is there. All else, and every other
-objective, takes passes of its own (attribution_separate.py), with the same result at a higher price.
+objective, takes passes of its own (attribution_separate.py): the same penalty at a higher price, but for examples that
+the loss no longer pushes at all (a hinge that is met), which have no influence on a ride. With other transforms this
+one stands first, so that it sees the weights of the step. A parametrization that trains something in the linear maps of
+the blocks but no matrix of theirs (a projection) needs level "neuron".
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class AttributionPenalty(GradientTransform):
         penalty: "symmetric", or "hinge" for growth of negative influence alone.
         scale: "absolute" or "relative".
         adapt_to: growth of negative influence that is aimed at by adapting the strength, e.g. 0.01; None to leave it.
+            New adapters have no influence to grow from: with them take anchor "previous" or level "neuron".
         products: A of the "batch" sum, or of each "example", which needs A_ref on the same examples.
         level: weights ("parameter") or outputs of linear maps ("neuron").
         of: influence on "probability", "log_probability" or "log_odds" of the whole answer.

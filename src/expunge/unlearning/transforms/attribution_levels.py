@@ -13,7 +13,7 @@ With `exact`, g depends on the weights too, and dA holds second derivatives; wit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from expunge.unlearning.transforms.attribution_quantities import Slope
 from expunge.unlearning.transforms.maps import LinearMap
 
 if TYPE_CHECKING:
-    from expunge.unlearning.transforms.base import Site, Step
+    from expunge.unlearning.transforms.base import Step
 
 Influence = dict[str, Tensor]
 """A of some rows together, by weight or by linear map."""
@@ -86,17 +86,11 @@ class ParameterLevel(Level):
 
 
 class NeuronLevel(Level):
-    """A of every output of the linear maps that `maps` are, or are adapters of."""
+    """A of every output of linear maps, given by name; their output must move with the weights."""
 
-    def __init__(self, site: Site, maps: Sequence[LinearMap], slope: Slope, exact: bool) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], slope: Slope, exact: bool) -> None:
         super().__init__(slope, exact)
-        trained = {id(m.module) for m in maps}
-        self._modules = {
-            f"{block}.{kind}": module
-            for block, linears in enumerate(site.arch.linears)
-            for kind, module in linears.items()
-            if any(id(inner) in trained for inner in module.modules())
-        }
+        self._modules = modules
 
     def influence(self, step: Step, rows: Batch) -> Influence:
         """The sum over rows of min_k h * g."""

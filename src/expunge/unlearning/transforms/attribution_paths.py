@@ -22,7 +22,7 @@ from expunge.unlearning.transforms.attribution_ride import RiddenPenalty
 from expunge.unlearning.transforms.attribution_separate import SeparatePenalty
 from expunge.unlearning.transforms.attribution_strength import Strength
 from expunge.unlearning.transforms.base import BoundTransform, Site
-from expunge.unlearning.transforms.maps import trained_linear_maps
+from expunge.unlearning.transforms.maps import moving_linear_maps, trained_linear_maps
 from expunge.unlearning.transforms.probability_gradient import NotBySequence
 
 if TYPE_CHECKING:
@@ -57,9 +57,10 @@ def separate(config: AttributionPenalty, site: Site) -> SeparatePenalty:
 
 
 def _level(config: AttributionPenalty, site: Site) -> Level:
-    maps = trained_linear_maps(site, config.modules)
     slope, exact = QUANTITIES[config.of], config.order == "exact"
-    return NeuronLevel(site, maps, slope, exact) if config.level == "neuron" else ParameterLevel(maps, slope, exact)
+    if config.level == "neuron":
+        return NeuronLevel(moving_linear_maps(site, config.modules), slope, exact)
+    return ParameterLevel(trained_linear_maps(site, config.modules), slope, exact)
 
 
 def _reference(config: AttributionPenalty, site: Site, level: Level) -> Reference:

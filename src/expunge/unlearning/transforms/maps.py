@@ -37,29 +37,51 @@ def trained_linear_maps(site: Site, kinds: Collection[str] = ()) -> tuple[Linear
     """
     from transformers.pytorch_utils import Conv1D
 
+    _require_known(site.arch, kinds)
     trained = {id(parameter): (name, parameter) for name, parameter in site.parameters.items()}
-    chosen = {id(m) for places in _by_kind(site.arch, kinds) for m in places.modules()} if kinds else None
+    chosen = {id(m) for block in site.arch.linears for kind in block.keys() & kinds for m in block[kind].modules()}
     found = tuple(
         LinearMap(name, index, module, weight, transposed=isinstance(module, Conv1D))
         for index, block in enumerate(site.arch.blocks)
         for module in block.modules()
         if isinstance(module, nn.Linear | Conv1D) and id(module.weight) in trained
-        if chosen is None or id(module) in chosen
+        if not kinds or id(module) in chosen
         for name, weight in [trained[id(module.weight)]]
     )
     if not found:
-        raise InputError(
-            "no linear map inside the blocks is trained, so there is nothing to penalise",
-            ", ".join(kinds) or ", ".join(sorted(site.parameters)[:3]) or "no trained parameter",
-            "Train weight matrices of the blocks, or leave this transform out.",
-        )
+        raise _nothing("no linear map inside the blocks is trained, so there is nothing to penalise", site, kinds)
     return found
 
 
-def _by_kind(arch: Architecture, kinds: Collection[str]) -> list[nn.Module]:
-    """The linear maps with these short names, in whatever adapters are around them."""
-    known = {kind for block in arch.linears for kind in block}
+def moving_linear_maps(site: Site, kinds: Collection[str] = ()) -> dict[str, nn.Module]:
+    """The linear maps of the blocks that hold any trained parameter, adapters included, as "block.kind" -> module.
+
+    The module's output is the map's. `kinds` and errors are those of `trained_linear_maps`.
+    """
+    _require_known(site.arch, kinds)
+    trained = {id(parameter) for parameter in site.parameters.values()}
+    found = {
+        f"{index}.{kind}": module
+        for index, block in enumerate(site.arch.linears)
+        for kind, module in block.items()
+        if not kinds or kind in kinds
+        if any(id(parameter) in trained for parameter in module.parameters())
+    }
+    if not found:
+        raise _nothing("nothing in a linear map of the blocks is trained", site, kinds)
+    return found
+
+
+def _require_known(arch: Architecture, kinds: Collection[str]) -> None:
     for kind in kinds:
-        if kind not in known:
+        if not any(kind in block for block in arch.linears):
+            known = {known for block in arch.linears for known in block}
             raise InputError(f"The blocks have no linear map {kind!r}.", "modules", nearest(kind, known))
-    return [module for block in arch.linears for kind, module in block.items() if kind in kinds]
+
+
+def _nothing(what: str, site: Site, kinds: Collection[str]) -> InputError:
+    return InputError(
+        what,
+        ", ".join(kinds) or ", ".join(sorted(site.parameters)[:3]) or "no trained parameter",
+        "Train weight matrices of the blocks, or leave this transform out.",
+    )
