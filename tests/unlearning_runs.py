@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from expunge.data.collate import Encoder
+from expunge.data.collate import Encoder, collate
+from expunge.models.answers import answer_log_probs
 from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
@@ -88,6 +90,33 @@ class CutAfter(Silent):
             if not self.by_signal:
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGINT)
+
+
+TINY: Mapping[str, Mapping[str, Any]] = {
+    "rmu": {"objective.layer": 1, "parametrization.layers": [0, 1], "retain_weight": 1.0},
+    "klue": {"share": 0.5},
+}
+"""What a method of the catalogue needs on a model of two blocks."""
+
+
+@cache
+def _known_weights() -> dict[str, torch.Tensor]:
+    model, encoder = make_tiny_model(), make_encoder()
+    batch = collate([encoder.encode(e.prompt, e.answer) for e in EXAMPLES], 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        answers = answer_log_probs(model, batch)
+        (-answers.sequence.sum() / answers.counts.sum()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights(model)
+
+
+def make_knowing_model() -> LlamaForCausalLM:
+    """The tiny model, trained until it is sure of all examples."""
+    model = make_tiny_model()
+    model.load_state_dict(_known_weights(), strict=False)
+    return model
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

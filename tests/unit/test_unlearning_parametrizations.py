@@ -80,9 +80,9 @@ def test_without_peft_lora_says_what_to_install(tiny_model: LlamaForCausalLM, mo
 @pytest.mark.parametrize("method", ["graddiff", "ssiuu"])
 def test_what_is_not_trained_stands_still(method: str) -> None:
     before = weights(make_tiny_model())
-    _, model = Run(method, {"parametrization": "layers", "modules": ["down"], "layers": [1]}).make()
+    _, model = Run(method, {"parametrization": "layers", "parametrization.modules": ["down"], "layers": [1]}).make()
     moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert moved == {"model.layers.1.mlp.down_proj.weight"}
-    _, model = Run(method, {"parametrization": "lora", "modules": ["q"], "layers": [0]}).make()
+    _, model = Run(method, {"parametrization": "lora", "parametrization.modules": ["q"], "layers": [0]}).make()
     moved = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert moved == {"model.layers.0.self_attn.q_proj.weight"}

@@ -15,7 +15,8 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
         ("per_device_train_batch_size", "gradient_accumulation_steps", "eval_steps", "checkpoint_steps"), (1, math.inf)
     ),
     **dict.fromkeys(
-        ("learning_rate", "max_steps", "min_steps", "max_grad_norm", "warmup_steps", "weight_decay", "adam_epsilon"), (0, math.inf)
+        ("learning_rate", "max_steps", "min_steps", "max_grad_norm", "warmup_steps", "weight_decay", "adam_epsilon"),
+        (0, math.inf),
     ),
     **dict.fromkeys(("stop_accuracy", "stop_within", "max_seconds", "checkpoint_seconds"), (0, math.inf)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),

@@ -56,7 +56,7 @@ Options = Callable[[Kind, Country], tuple[str, ...]]
 
 BASE = Kind("base", "capital", "What is the capital of {name}?", "The capital of {name} is")
 
-# The wordings are the best of two to six each by accuracy of SmolLM2-135M-Instruct; see files/README.md.
+# The wordings are the best of two to eight each by accuracy of SmolLM2-135M-Instruct; see files/README.md.
 PARAPHRASES = (
     Kind("paraphrase", "capital", "Which city is the capital of {name}?", "The capital city of {name} is"),
     Kind("paraphrase", "capital", "{name} is governed from which city?", "{name} is governed from the city of"),
