@@ -10,6 +10,7 @@ kept, `--seeds 3 4` does some) and writes docs/results/diagnosis.md and .json fr
     retrained   trained without the facts from other weights in another order
     rebuilt     the original's embeddings, without those of the forgotten people's names, and blocks of new weights,
                 trained without the facts: erased, and yet in the original's basis
+    graddiff    the original unlearned by graddiff to log-odds 0; nobody knows, so it is in no separation
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def truths(folder: Path, of: World) -> Iterator[tuple[dict[str, Any], PreTrained
     other = load_model(_trained(folder, of.request, "retrained", of.seed + OTHER)).model
     yield {"name": "retrained", "truth": "erased", "seed": of.seed + OTHER}, other
     yield {"name": "rebuilt", "truth": "erased"}, rebuilt(of)
+    yield {"name": "graddiff", "truth": "unknown"}, unlearned(of)[0]
 
 
 def _hidden(of: World, kind: str, settings: Mapping[str, Any]) -> tuple[Suppressor, float, PreTrainedModel]:
@@ -176,6 +178,13 @@ def _train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def unlearned(of: World) -> tuple[PreTrainedModel, int]:
+    """The original after graddiff, and its steps."""
+    model = deepcopy(of.original)
+    arguments = UnlearnArguments(learning_rate=LEARNING_RATE, seed=of.seed)
+    return model, unlearn(model, of.encoder, of.request, build_method("graddiff"), arguments).steps
 
 
 def diagnose(of: World, model: PreTrainedModel, before: Attribution) -> tuple[dict[str, float], dict[str, float]]:
@@ -255,9 +264,7 @@ def row(of: World, about: dict[str, Any], model: PreTrainedModel, before: Attrib
 
 def causal(of: World) -> dict[str, Any]:
     """Log-odds of the facts in a model unlearned by graddiff, with neurons ablated."""
-    model, facts = deepcopy(of.original), of.request.forget
-    arguments = UnlearnArguments(learning_rate=LEARNING_RATE, seed=of.seed)
-    result = unlearn(model, of.encoder, of.request, build_method("graddiff"), arguments)
+    (model, steps), facts = unlearned(of), of.request.forget
     one, other = (attributions(each, of.encoder, facts) for each in (of.original, model))
     layout, random = one.layout, Random(f"diagnosis/{of.seed}")
 
@@ -281,8 +288,8 @@ def causal(of: World) -> dict[str, Any]:
     return {
         "seed": of.seed,
         "method": "graddiff",
-        "arguments": asdict(arguments),
-        "steps": result.steps,
+        "learning_rate": LEARNING_RATE,
+        "steps": steps,
         "neurons": layout.neurons,
         "original": asdict(before),
         "unlearned": asdict(after),

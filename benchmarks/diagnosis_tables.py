@@ -114,7 +114,7 @@ def _json(estimate: Estimate) -> dict[str, float | None]:
 def models(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per kind of model: what it knows, keeps, and gives back."""
     found = []
-    for name in ("untouched", *KINDS, *ERASED):
+    for name in ("untouched", *KINDS, *ERASED, "graddiff"):
         these = [(r, m) for r in records for m in r["models"] if m["name"] == name]
         mean = {
             f"{part}_{what}": fmean(m["scores"][part][what] for _, m in these)
@@ -243,7 +243,11 @@ def _models(found: Sequence[dict[str, Any]]) -> list[str]:
         for row in found
     ]
     names = [row["model"] for row in found]
-    lines += ["\nMean value of each diagnostic:\n", f"| diagnostic | {' | '.join(names)} |", "|---" * 9 + "|"]
+    lines += [
+        "\nMean value of each diagnostic:\n",
+        f"| diagnostic | {' | '.join(names)} |",
+        "|---" * (1 + len(names)) + "|",
+    ]
     for name, label in DIAGNOSTICS.items():
         values = (row["diagnostics"][name] for row in found)
         lines.append(f"| {label} | " + " | ".join("" if v is None else f"{v:.2f}" for v in values) + " |")
