@@ -66,7 +66,7 @@ def prepare(folder: Path) -> list[str]:
     write_facts(folder / "retain.jsonl", 2, 1000)
     options = {"model": "model", "forget": "forget.jsonl", "retain": "retain.jsonl", "output": "run"}
     paths = [text for name, file in options.items() for text in (f"--{name}", str(folder / file))]
-    return ["unlearn", *paths, "--method", "graddiff", "--set", "max_steps=1"]
+    return ["unlearn", *paths, "--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null"]
 
 
 def measure(settings: Settings, result: Result) -> None:
