@@ -84,7 +84,12 @@ METHODS: Final[dict[str, Method]] = {
     ),
     "klue": Method(GradDiff(), (KnowledgeNeuronMask(),), summary="graddiff on knowledge neurons (arXiv:2502.19207)"),
     "pgu": Method(GradDiff(), (ProjectedGradient(),), summary="graddiff off what retain spans (arXiv:2312.04095)"),
-    "repselect": Method(GradDiff(), (RepSelect(),), summary="an edit along what only forget uses (arXiv:2606.17168)"),
+    "repselect": Method(
+        GradDiff(),
+        (RepSelect(),),
+        loop={"learning_rate": 1e-4},
+        summary="an edit along what only the forget facts use (arXiv:2606.17168)",
+    ),
     "mrp": Method(
         Bounded(retain_weight=1.2),
         parametrization=Projection(),
