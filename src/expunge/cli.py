@@ -165,7 +165,9 @@ def run(
 ) -> None:
     """Do it all: unlearn, attack, audit, report, from one recipe.
 
-    **Example:** `expunge run recipes/world_facts.yaml --set method=npo --set unlearn.learning_rate=1e-5 -o runs/npo`
+    **Example:** `expunge run recipes/people.yaml --set method=npo --set unlearn.learning_rate=1e-4 -o runs/npo`
+
+    A recipe with `methods:` and `seeds:` is a grid: every run's record is kept, and a table compares them.
     """
 
     def work() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from expunge.attacks.catalogue import make_attack
+from expunge.bench.grid import Grid
 from expunge.recipe import Recipe
+from expunge.settings import read_yaml
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.methods import build_method
 from expunge.unlearning.parts import build
@@ -34,11 +36,13 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_are_valid_and_say_how_to_run_them(path: Path) -> None:
-    recipe = Recipe.load(path)
-    build_method(recipe.method, recipe.transform, recipe.settings)
-    build(UnlearnArguments, recipe.unlearn)
-    for name, settings in recipe.attacks.items():
-        make_attack(name, settings)
+    tree = read_yaml(path)
+    recipes = [cell.recipe for cell in Grid.of(tree, path.name).cells()] if "methods" in tree else [Recipe.load(path)]
+    for recipe in recipes:
+        build_method(recipe.method, recipe.transform, recipe.settings)
+        build(UnlearnArguments, recipe.unlearn)
+        for name, settings in recipe.attacks.items():
+            make_attack(name, settings)
     assert f"expunge run recipes/{path.name}" in path.read_text().splitlines()[0]
 
 
