@@ -96,7 +96,7 @@ def test_maps_are_of_the_log_odds_where_any_run_is_too_certain_for_the_probabili
     assert records[1].influence
     certain = records[1].influence.model_copy(update={"saturated_share": 0.9})
     blind = [records[0], records[1].model_copy(update={"influence": certain})]
-    assert figures.map_quantity(labelled(blind)) == "log odds"
+    assert figures.map_quantity(labelled(blind)) == "log-odds"
     assert figures.map_top(labelled(blind)) == pytest.approx(5 * figures.map_top(labelled(records)))
     assert blind[0].telling_influence is blind[0].influence
     assert blind[1].telling_influence is blind[1].influence_log_odds

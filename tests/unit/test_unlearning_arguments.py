@@ -12,7 +12,15 @@ from transformers import TrainingArguments, get_scheduler
 from expunge.errors import InputError
 from expunge.unlearning.arguments import UnlearnArguments
 
-OURS = {"stop_accuracy", "stop_log_odds", "stop_within", "min_steps", "max_seconds", "checkpoint_seconds", "checkpoint_steps"}
+OURS = {
+    "stop_accuracy",
+    "stop_log_odds",
+    "stop_within",
+    "min_steps",
+    "max_seconds",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+}
 
 
 def test_names_are_those_of_training_arguments() -> None:

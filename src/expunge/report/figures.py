@@ -11,7 +11,7 @@ from expunge.report import charts
 from expunge.report.canvas import to_svg
 from expunge.report.charts import Bar, Frame, Limits, Pair
 from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
-from expunge.report.words import number, percent, plain, signed
+from expunge.report.words import number, percent, plain, quantity, signed
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
         top = _top(v for i in found if i for v in (*i.curve_plus, *i.curve_minus))
         for place, (run, influence) in enumerate(zip(runs, found, strict=True)):
             if influence and influence.curve_m:
-                of = plain(influence.of)
+                of = quantity(influence.of)
                 label = f"{run.label}, {of}: at m = {influence.top} erased {number(influence.erased)}, "
                 label += f"hidden {number(influence.hidden)}"
                 svg = to_svg(charts.cumulative(influence, top), f"sum-{influence.of}-{place}", label)
@@ -153,7 +153,7 @@ def map_top(runs: Sequence[Labelled]) -> float:
 
 def map_quantity(runs: Sequence[Labelled]) -> str:
     """What the maps are of."""
-    return next((plain(i.of) for run in runs if (i := _mapped(runs, run))), "")
+    return next((quantity(i.of) for run in runs if (i := _mapped(runs, run))), "")
 
 
 def _mapped(runs: Sequence[Labelled], run: Labelled) -> Influence | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from expunge.report.figures import Labelled
 from expunge.report.record import GOLD_MODEL, Attack
-from expunge.report.words import NONE, number, percent, plain, visible
+from expunge.report.words import NONE, number, percent, plain, quantity, visible
 
 MEANING = {
     "ERASED": "No attack tried here brought it back.",
@@ -107,7 +107,7 @@ def said_of_influence(runs: Sequence[Labelled]) -> str:
             for run, i in zip(runs, found, strict=True)
             if i
         ]
-        of = next((plain(i.of) for i in found if i), "")
+        of = next((quantity(i.of) for i in found if i), "")
         said += [f"Of the {of}, at the mark: {'; '.join(shares)}."] if shares else []
     certain = [f"{r.label} {percent(i.saturated_share)}" for r in runs if (i := r.record.influence)]
     said += [f"Pairs too certain for the probability to tell: {', '.join(certain)}."] if certain else []

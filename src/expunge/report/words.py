@@ -100,3 +100,8 @@ def plain(name: str) -> str:
 def _minus(text: str) -> str:
     """`text` with the typographic minus; minus zero loses it."""
     return text.lstrip("-") if text.startswith("-") and float(text.replace(SPACE, "")) == 0 else text.replace("-", "−")
+
+
+def quantity(of: str) -> str:
+    """What is attributed, as a reader writes it."""
+    return {"log_odds": "log-odds", "log_probability": "log-probability"}.get(of, plain(of))

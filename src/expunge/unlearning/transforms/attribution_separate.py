@@ -75,7 +75,7 @@ class SeparatePenalty(BoundTransform):
             )
         self._under_way = True
         step.add(WHOLE)
-        tally, now = Tally(), self._level.nothing()
+        tally, now = Tally(), Influence()
         for unit in self._units(step):
             now = self._compare(step, unit, tally)
         told = self._add(tally, step.number)
