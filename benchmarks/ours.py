@@ -23,7 +23,11 @@ Facts = tuple[Sequence[Example], Sequence[Example]]
 
 
 class OurStep:
-    """One step of `method`; a vanishing learning rate keeps the problem the same."""
+    """One step of `method`; a vanishing learning rate keeps the problem the same.
+
+    Args:
+        steps: how many different steps are made in turn; 1 repeats the first.
+    """
 
     def __init__(
         self,
@@ -32,12 +36,18 @@ class OurStep:
         method: str,
         facts: Facts,
         batch_size: int,
+        steps: int = 1,
     ) -> None:
-        arguments = UnlearnArguments(learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=1)
+        arguments = UnlearnArguments(learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=steps)
         parts = METHODS[method]
         forget, retain = ([encoder.encode(example.prompt, example.answer) for example in items] for items in facts)
         order = PairedOrder(len(forget), len(retain), batch_size, arguments.seed)
-        self.batches = StepBatches(forget, retain, order, batch_size, encoder.pad_id, Processes(), model.device)
+        beside = [tuple(encoder.encode(e.prompt, text) for text in parts.objective.companions(e)) for e in facts[0]]
+        companions = beside if any(beside) else ()
+        self.batches = StepBatches(
+            forget, retain, order, batch_size, encoder.pad_id, Processes(), model.device, companions
+        )
+        self._made, self._steps = 0, steps
         arch = describe(model)
         start = cache_start(parts.objective, model, arch, self.batches, arguments.max_steps)
         trained = parts.parametrization.bind(model, arguments.seed).parameters
@@ -48,7 +58,8 @@ class OurStep:
 
     def __call__(self) -> None:
         """Forward, backward, clip, step."""
-        self.stepper.step(0)
+        self.stepper.step(self._made % self._steps)
+        self._made += 1
 
     def pair(self) -> tuple[Batch, Batch]:
         """The forget and the retain batch that every step sees."""
