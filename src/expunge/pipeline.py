@@ -56,6 +56,14 @@ def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "unlearn": loop, "settings": method}
 
 
+def check(recipe: Recipe) -> None:
+    """InputError where the recipe's method, loop or attacks cannot be: what can be known before any work."""
+    _method(recipe)
+    _arguments(recipe)
+    for name, settings in recipe.attacks.items():
+        make_attack(name, settings)
+
+
 def run(recipe: Recipe, progress: Progress | None = None) -> Record | None:
     """Everything from one recipe: unlearn, attack, audit. Stages already finished in the output folder are kept.
 
@@ -95,9 +103,8 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         ResourceError: disk or memory ran out.
     """
     progress = progress or Silent()
+    check(recipe)
     method, arguments = _method(recipe), _arguments(recipe)
-    for name, settings in recipe.attacks.items():
-        make_attack(name, settings)
     start = time.perf_counter()
     with main_process_first():
         source = prepare(recipe, progress)

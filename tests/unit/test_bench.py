@@ -45,6 +45,8 @@ def test_cells_are_recipes_seed_after_seed() -> None:
         ({"seeds": [True]}, "whole numbers"),
         ({"modell": "x"}, "modell"),
         ({"methods": {"graddiff": {"unlern": {}}}}, "unlern"),
+        ({"methods": ["graddiff", "gradiff"]}, "gradiff"),
+        ({"attacks": {"relearn-related": {"steps": 3}}}, "steps"),
     ],
 )
 def test_what_is_no_grid_is_told(change: dict[str, object], word: str) -> None:

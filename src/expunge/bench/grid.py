@@ -64,7 +64,8 @@ class Grid:
         if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
             raise InputError("`seeds` must be a list of whole numbers.", where, "As in `seeds: [0, 1, 2]`.")
         grid = cls({name: own or {} for name, own in methods.items()}, tuple(seeds), shared)
-        list(grid.cells(where))
+        for cell in grid.cells(where):
+            pipeline.check(cell.recipe)
         return grid
 
     @property

@@ -83,6 +83,12 @@ METHODS: Final[dict[str, Method]] = {
         summary="forget states sent to a random direction (Li et al. 2024)",
     ),
     "klue": Method(GradDiff(), (KnowledgeNeuronMask(),), summary="graddiff on knowledge neurons (arXiv:2502.19207)"),
+    "l2_previous": Method(
+        GradDiff(), (L2Penalty(1.0, "previous", "relative"),), summary="graddiff, each step pulled back along the last"
+    ),
+    "l2_initial": Method(
+        GradDiff(), (L2Penalty(1.0, "initial", "relative"),), summary="graddiff, pulled to the weights of the start"
+    ),
     "pgu": Method(GradDiff(), (ProjectedGradient(),), summary="graddiff off what retain spans (arXiv:2312.04095)"),
     "repselect": Method(
         GradDiff(),
