@@ -66,7 +66,7 @@ class Row:
             self.attack,
             f"{self.forget_after_log_odds:+.2f}",
             f"{self.attacked_log_odds:+.2f}",
-            f"{self.recovery:.2f} [{self.ci_low:.2f}, {self.ci_high:.2f}]",
+            _with_interval(self.recovery, self.ci_low, self.ci_high),
             f"{self.retain_after:.2f}",
             f"{self.held_out_after:.2f}",
         )
@@ -170,13 +170,18 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _line(row: Row, *, compared: bool) -> str:
-    difference = f"{row.against:+.2f} [{row.against_low:+.2f}, {row.against_high:+.2f}]" if compared else ""
+    difference = _with_interval(row.against, row.against_low, row.against_high, "+") if compared else ""
     return (
         f"| {row.method} | {row.attack} | {len(row.seeds)} | {', '.join(map(str, row.steps))} "
         f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} "
         f"| {row.attacked_accuracy:.2f} / {row.attacked_log_odds:+.2f} "
         f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f} "
-        f"| {row.recovery:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}] | {difference} "
+        f"| {_with_interval(row.recovery, row.ci_low, row.ci_high)} | {difference} "
         f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} "
         f"| {', '.join(sorted(set(row.verdicts)))} |"
     )
+
+
+def _with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """`0.93 [0.67, 1.13]`; the value alone where a single seed gives no interval."""
+    return f"{value:{sign}.2f}" + ("" if math.isnan(low) else f" [{low:{sign}.2f}, {high:{sign}.2f}]")

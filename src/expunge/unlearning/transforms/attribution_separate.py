@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from expunge.data.collate import Batch
@@ -115,8 +115,9 @@ class SeparatePenalty(BoundTransform):
         if before is None:
             return now
         drops = {name: self._cut(drop(a, before[name])) for name, a in now.items()}
-        tally.count(now, before, drops, weight=1.0 if self._each_example else 1 / self._site.world)
-        push = {name: -2 * d for name, d in drops.items()}
+        if measuring(step.number, self._every) or self._strength.target is not None:
+            tally.count(now, before, drops, weight=1.0 if self._each_example else 1 / self._site.world)
+        push = {name: d.mul_(-2) for name, d in drops.items()}
         for rows in unit:
             tally.pull(self._level.influence(step, rows) if only is None else only, push, self._site.parameters)
         return now
@@ -138,16 +139,15 @@ class SeparatePenalty(BoundTransform):
         sums = torch.tensor([tally.squares, tally.growth, tally.negative], dtype=torch.float64, device=self._device)
         squares, growth, negative = self._site.reduce(sums).tolist()
         self._strength.adapt(growth, negative)
-        moved = self._moved(tally)
+        gradients = self._moved(tally)
         measured = measuring(number, self._every)
         loss = penalty = 0.0
         if measured or self._strength.relative:
-            loss = self._norm([p.grad for p in moved.values() if p.grad is not None])
-            penalty = self._norm([tally.gradient.get(name, torch.zeros_like(p)) for name, p in moved.items()])
+            loss = self._norm(list(gradients.values()))
+            penalty = self._norm([tally.gradient.get(name, torch.zeros_like(g)) for name, g in gradients.items()])
         factor = self._strength.factor(loss, penalty)
         for name, gradient in tally.gradient.items():
-            p = moved[name]
-            p.grad = gradient.mul_(factor) if p.grad is None else p.grad.add_(gradient, alpha=factor)
+            gradients[name].add_(gradient, alpha=factor)
         if not measured:
             return {}
         return {
@@ -157,14 +157,15 @@ class SeparatePenalty(BoundTransform):
             "attribution_strength": factor,
         }
 
-    def _moved(self, tally: Tally) -> dict[str, nn.Parameter]:
-        """The parameters that the penalty moves, on whichever process; each of them has a gradient then."""
+    def _moved(self, tally: Tally) -> dict[str, Tensor]:
+        """`.grad` of the parameters that the penalty moves, on whichever process; it is there on all of them then."""
         names = list(self._site.parameters)
         flags = torch.tensor([float(name in tally.gradient) for name in names], device=self._device)
-        moved = {n: self._site.parameters[n] for n, flag in zip(names, self._site.reduce(flags), strict=True) if flag}
-        for p in moved.values():
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
+        moved: dict[str, Tensor] = {}
+        for name, flag in zip(names, self._site.reduce(flags).tolist(), strict=True):
+            if flag:
+                p = self._site.parameters[name]
+                p.grad = moved[name] = torch.zeros_like(p) if p.grad is None else p.grad
         return moved
 
     def _norm(self, gradients: Sequence[Tensor]) -> float:

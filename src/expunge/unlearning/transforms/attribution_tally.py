@@ -35,14 +35,14 @@ class Tally:
     def count(self, now: Influence, before: Influence, drops: Influence, weight: float) -> None:
         """Add a unit's part of the three sums, times `weight`."""
         for name, a in now.items():
-            self.squares += weight * float(drops[name].double().square().sum())
-            self.growth += weight * float(drop(a, before[name]).clamp_(min=0).double().sum())
-            self.negative -= weight * float(before[name].clamp(max=0).double().sum())
+            self.squares += weight * float(drops[name].square().sum(dtype=torch.float64))
+            self.growth += weight * float(drop(a, before[name]).clamp_(min=0).sum(dtype=torch.float64))
+            self.negative -= weight * float(before[name].clamp(max=0).sum(dtype=torch.float64))
 
     def pull(self, influence: Influence, push: Influence, parameters: Mapping[str, nn.Parameter]) -> None:
         """Add the gradient of <push, influence>."""
-        total = torch.stack([(push[name] * a).sum() for name, a in influence.items()]).sum()
-        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        pushed = [push[name] for name in influence]
+        found = torch.autograd.grad(list(influence.values()), list(parameters.values()), pushed, allow_unused=True)
         for name, gradient in zip(parameters, found, strict=True):
             if gradient is not None:
                 self.gradient[name] = self.gradient[name].add_(gradient) if name in self.gradient else gradient
