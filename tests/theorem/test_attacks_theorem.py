@@ -206,3 +206,25 @@ def test_stored_cells_belong_to_one_model_and_one_setting(
         next(hiding.parameters())[0, 0] -= 1e-3
     make_attack("relearn-harmful", settings).run(hiding, encoder, request_, cells=cells)
     assert cells[damaged]["curve"]
+
+
+def test_adapters_bring_it_back_too_and_leave_no_trace(
+    hiding: LlamaForCausalLM, encoder: Encoder, request_: Request
+) -> None:
+    """Through LoRA only the linear maps move while it runs; afterwards the model is the same object, bit for bit."""
+    before = {name: p.detach().clone() for name, p in hiding.named_parameters()}
+    moved: list[set[str]] = []
+
+    def look(model: LlamaForCausalLM) -> None:
+        moved.append({name for name, p in model.named_parameters() if not torch.equal(p, before[name])})
+
+    settings = {**HARMFUL, "batch_size": 8, "learning_rates": [1e-3, 5e-3], "max_steps": 12, "lora_rank": 4}
+    result = make_attack("relearn-harmful", settings).run(hiding, encoder, request_, probe=look).result
+    assert result.best.log_odds > result.start.log_odds + 1
+    assert moved[0]
+    assert all("_proj" in name for name in moved[0])
+    after = dict(hiding.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[name], p) for name, p in after.items())
+    plain = make_attack("relearn-harmful", {**settings, "lora_rank": 0}).run(hiding, encoder, request_).result
+    assert plain.curve != result.curve

@@ -37,6 +37,8 @@ from expunge.errors import InputError
 from expunge.models.scores import ItemScore, score_items, summarise
 from expunge.progress import Progress, Silent
 from expunge.request import Request
+from expunge.unlearning.parametrizations.full import Full
+from expunge.unlearning.parametrizations.lora import LoRA
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Relearn(ABC):
         eval_every: score after every so many steps; divides `max_steps`, so that the last point is always scored and
             a larger budget scores all points of a smaller one.
         batch_size: examples per step.
+        lora_rank: trains LoRA adapters of this rank on all linear maps instead of all weights; 0 for all weights.
     """
 
     learning_rates: tuple[float, ...] = (1e-5, 2e-5, 5e-5)
@@ -66,6 +69,7 @@ class Relearn(ABC):
     max_steps: int = 8
     eval_every: int = 2
     batch_size: int = 8
+    lora_rank: int = 0
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -73,6 +77,8 @@ class Relearn(ABC):
     def __post_init__(self) -> None:
         if not self.seeds or not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
             raise self._refusal("There must be at least one seed and one learning rate above 0.")
+        if self.lora_rank < 0:
+            raise self._refusal("lora_rank must be at least 0.")
         if min(self.max_steps, self.eval_every, self.batch_size) < 1 or self.max_steps % self.eval_every:
             raise self._refusal("Steps and batch size must be at least 1, and max_steps a multiple of eval_every.")
 
@@ -100,7 +106,8 @@ class Relearn(ABC):
             _require_scorable(self.name, chosen)
             found = {item.id: item for item in before}
             start = tuple(found[example.id] for example in chosen.scored)
-            effort = Effort(self.max_steps, self.eval_every, self.batch_size)
+            moved = LoRA(self.lora_rank, 2.0 * self.lora_rank) if self.lora_rank else Full()
+            effort = Effort(self.max_steps, self.eval_every, self.batch_size, moved)
             sweep = Sweep(
                 self.name, model, weights, encoder, chosen.train, chosen.scored, start, effort, progress or Silent()
             )

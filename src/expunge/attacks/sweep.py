@@ -25,6 +25,7 @@ from expunge.data.order import PairedOrder
 from expunge.models.answers import answer_log_probs
 from expunge.models.scores import ItemScore, greedy, score_items, summarise
 from expunge.progress import Progress
+from expunge.unlearning.parametrizations.base import Parametrization, Trained
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,13 @@ Place = tuple[float, int]
 
 @dataclass(frozen=True)
 class Effort:
-    """What every cell spends: `max_steps` steps of `batch_size` examples, scored after every `eval_every`."""
+    """What every cell spends: `max_steps` steps of `batch_size` examples, scored after every `eval_every`; and what it
+    may move."""
 
     max_steps: int
     eval_every: int
     batch_size: int
+    parametrization: Parametrization
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,14 @@ class Sweep:
         """Fine-tune from the untouched weights; the model is left attacked."""
         began = time.perf_counter()
         self.weights.restore()
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=place[0], weight_decay=0.0, fused=True)
+        trained = self.effort.parametrization.bind(self.model, place[1])
+        try:
+            return self._tune(place, trained, began)
+        finally:
+            trained.fold()
+
+    def _tune(self, place: Place, trained: Trained, began: float) -> Cell:
+        optimizer = torch.optim.AdamW(trained.parameters.values(), lr=place[0], weight_decay=0.0, fused=True)
         curve, items, spent = [self._point(place, 0, 0, self.start)], self.start, Budget()
         for step in range(1, self.effort.max_steps + 1):
             batch = self._batch(place[1], step - 1)
@@ -188,7 +198,7 @@ class Sweep:
         parts = [
             self.weights.digest(),
             self.encoder.describe(),
-            asdict(self.effort),
+            {**asdict(self.effort), "parametrization": repr(self.effort.parametrization)},
             [example.to_json() for example in self.train],
             [example.to_json() for example in self.scored],
         ]

@@ -153,9 +153,10 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
 
 
 def _short(attack: Attack) -> str:
-    """As results pages call it: harmful_0.3, related, benign."""
+    """As results pages call it: harmful_0.3, related, benign, benign_lora8."""
     fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
-    return attack.name.removeprefix("relearn-") + fraction
+    rank = attack.settings.get("lora_rank") or 0
+    return attack.name.removeprefix("relearn-") + fraction + (f"_lora{rank}" if rank else "")
 
 
 def _seed(record: Record) -> int:
