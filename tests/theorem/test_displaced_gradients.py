@@ -14,6 +14,7 @@ from expunge.data.collate import collate
 from expunge.data.order import PairedOrder
 from expunge.models.answers import answer_log_probs
 from expunge.progress import Progress
+from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import Method
@@ -186,3 +187,14 @@ def test_an_error_on_the_way_leaves_the_weights_in_place(monkeypatch: pytest.Mon
             run(model, transform)
         monkeypatch.undo()
         assert largest_difference(before, weights(model)) < 1e-6
+
+
+@pytest.mark.parametrize("transform", [SAM(rho=0.1), SimulatedRelearning(learning_rate=RATE)], ids=repr)
+def test_without_retain_items_only_the_forget_side_is_displaced(transform: GradientTransform) -> None:
+    model = make_tiny_model()
+    before = weights(model)
+    request = Request(make_request(6).forget)
+    arguments = UnlearnArguments(**{**SMOOTH, "max_steps": 2, **TWO})
+    result = unlearn(model, make_encoder(), request, Method(GradDiff(), (transform,)), arguments)
+    assert result.steps == 2
+    assert largest_difference(before, weights(model)) > 0

@@ -157,7 +157,7 @@ class Moment:
 
     def _objective(self, share: Share) -> None:
         """Add the gradient of `share` of the loss, micro-batch after micro-batch."""
-        if not share.forget and not (share.retain and self.stepper.objective.uses_retain):
+        if not share.forget and not (share.retain and self.stepper.batches.retain):
             return
         totals = self.stepper.batches.totals(self.number)
         parts = list(self.stepper.batches.at(self.number))

@@ -124,7 +124,7 @@ class BoundSimulatedRelearning(BoundTransform):
     def _material(self, step: Step) -> tuple[Side, int]:
         """Which side of which other step of this epoch is relearnt; retain rows where there is no other."""
         draw = random.Random(f"{self._config.seed}/{step.number}/{self._done}")
-        retain = draw.random() < self._config.retain_share
+        retain = draw.random() < self._config.retain_share and step.tokens("retain") > 0
         now = step.number % step.steps_per_epoch
         others = [place - now for place in range(step.steps_per_epoch) if place != now]
         if retain or not others:
