@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from expunge.errors import InputError
 from expunge.models import answers
-from expunge.unlearning.objectives.base import Objective
+from expunge.models.answers import Answers
+from expunge.unlearning.objectives.base import Objective, StartValues, Totals
 from expunge.unlearning.objectives.dpo import DPO
+from expunge.unlearning.objectives.graddiff import GradDiff
 from expunge.unlearning.objectives.rmu import RMU
 from expunge.unlearning.objectives.undial import UNDIAL
 from expunge.unlearning.objectives.wga import WGA
@@ -79,7 +83,15 @@ def test_a_ride_is_the_same_as_passes_of_its_own(name: str, monkeypatch: pytest.
             assert b.transform[key] == pytest.approx(value, rel=1e-4)
 
 
-HOSTS = [UNDIAL(), WGA(), RMU(layer=0), DPO()]
+@dataclass(frozen=True, slots=True)
+class TwoWays(GradDiff):
+    """Uses the sequence log-probability, and the tokens beside it: found out in the middle of the first backward."""
+
+    def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Tensor:
+        return GradDiff.forget_loss(self, forget, totals, start) + 0.5 * forget.token.exp().sum() / totals.forget_tokens
+
+
+HOSTS = [UNDIAL(), WGA(), RMU(layer=0), TwoWays(), DPO()]
 
 
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: type(host).__name__)
