@@ -263,7 +263,8 @@ def _stepper(
     transforms: list[BoundTransform] = []
     if method.transforms:
         processes = batches.processes
-        site = Site(model, describe(model), trained.parameters, processes.sum, processes.world)
+        alone = len(method.transforms) == 1
+        site = Site(model, describe(model), trained.parameters, processes.sum, processes.world, alone=alone)
         transforms = [transform.bind(site) for transform in method.transforms]
     optimizer = adamw(trained.parameters, arguments)
     return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
