@@ -8,15 +8,12 @@ from transformers import PreTrainedModel
 
 from expunge.data.collate import Batch, Encoder
 from expunge.data.example import Example
-from expunge.data.order import PairedOrder
-from expunge.models.architecture import describe
+from expunge.models.architecture import readout
 from expunge.unlearning.arguments import UnlearnArguments
-from expunge.unlearning.batches import StepBatches
+from expunge.unlearning.loop import make_stepper, step_batches
 from expunge.unlearning.methods import METHODS
 from expunge.unlearning.processes import Processes
 from expunge.unlearning.start import cache_start
-from expunge.unlearning.step import Stepper, adamw
-from expunge.unlearning.transforms.base import Site
 
 Facts = tuple[Sequence[Example], Sequence[Example]]
 """What to forget and what to retain."""
@@ -40,21 +37,11 @@ class OurStep:
     ) -> None:
         arguments = UnlearnArguments(learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=steps)
         parts = METHODS[method]
-        forget, retain = ([encoder.encode(example.prompt, example.answer) for example in items] for items in facts)
-        order = PairedOrder(len(forget), len(retain), batch_size, arguments.seed)
-        beside = [tuple(encoder.encode(e.prompt, text) for text in parts.objective.companions(e)) for e in facts[0]]
-        companions = beside if any(beside) else ()
-        self.batches = StepBatches(
-            forget, retain, order, batch_size, encoder.pad_id, Processes(), model.device, companions
-        )
+        self.batches = step_batches(model, encoder, *facts, parts, arguments, Processes())
+        start = cache_start(parts.objective, model, readout(model), self.batches, arguments.max_steps)
+        trained = parts.parametrization.bind(model, arguments.seed)
+        self.stepper = make_stepper(model, trained, parts, self.batches, start, arguments)
         self._made, self._steps = 0, steps
-        arch = describe(model)
-        start = cache_start(parts.objective, model, arch, self.batches, arguments.max_steps)
-        trained = parts.parametrization.bind(model, arguments.seed).parameters
-        site = Site(model, arch, trained, self.batches.processes.sum)
-        transforms = [transform.bind(site) for transform in parts.transforms]
-        optimizer = adamw(trained, arguments)
-        self.stepper = Stepper(model, trained, parts.objective, transforms, optimizer, self.batches, start, arguments)
 
     def __call__(self) -> None:
         """Forward, backward, clip, step."""

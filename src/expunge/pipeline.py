@@ -56,12 +56,13 @@ def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "unlearn": loop, "settings": method}
 
 
-def check(recipe: Recipe) -> None:
-    """InputError where the recipe's method, loop or attacks cannot be: what can be known before any work."""
-    _method(recipe)
-    _arguments(recipe)
+def check(recipe: Recipe) -> tuple[Method, UnlearnArguments]:
+    """The recipe's method and loop; InputError where they or its attacks cannot be, before any work is done."""
+    method = _method(recipe)
+    arguments = build(UnlearnArguments, {"seed": recipe.seed, **method.loop, **recipe.unlearn}, "unlearn")
     for name, settings in recipe.attacks.items():
         make_attack(name, settings)
+    return method, arguments
 
 
 def run(recipe: Recipe, progress: Progress | None = None) -> Record | None:
@@ -103,8 +104,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         ResourceError: disk or memory ran out.
     """
     progress = progress or Silent()
-    check(recipe)
-    method, arguments = _method(recipe), _arguments(recipe)
+    method, arguments = check(recipe)
     start = time.perf_counter()
     with main_process_first():
         source = prepare(recipe, progress)
@@ -273,10 +273,6 @@ def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, 
 
 def _method(recipe: Recipe) -> Method:
     return build_method(recipe.method, recipe.transform, recipe.settings)
-
-
-def _arguments(recipe: Recipe) -> UnlearnArguments:
-    return build(UnlearnArguments, {"seed": recipe.seed, **_method(recipe).loop, **recipe.unlearn}, "unlearn")
 
 
 def _attacks(

@@ -96,8 +96,10 @@ def run_grid(grid: Grid, records: Path, progress: Progress | None = None) -> dic
 
 def stored(grid: Grid, records: Path) -> dict[str, list[Record]]:
     """Those of the records that are there already; names without any are left out."""
-    files = {name: [records / f"{name}-{seed}.json" for seed in grid.seeds] for name in grid.methods}
-    found = {name: [Record.load(file) for file in own if file.is_file()] for name, own in files.items()}
+    found: dict[str, list[Record]] = {name: [] for name in grid.methods}
+    for cell in grid.cells():
+        if (file := records / cell.file).is_file():
+            found[cell.name].append(Record.load(file))
     return {name: own for name, own in found.items() if own}
 
 

@@ -116,6 +116,7 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
     low, high = interval(recovery)
     other = {_seed(record): a.recovery for record in first if (a := attacked(record, attack))}
     differences = [a.recovery - other[_seed(r)] for r, a in pairs if _seed(r) in other]
+    apart = interval(differences)
     model = records[0].model
     before, after = [r.scores.forget.before for r in records], [r.scores.forget.after for r in records]
     known = [a.rho for a in attacks if a.rho is not None]
@@ -142,8 +143,8 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         ci_high=round(high, _DIGITS),
         recovery_by_seed=[round(value, _DIGITS) for value in recovery],
         against=_mean(differences),
-        against_low=round(interval(differences)[0], _DIGITS),
-        against_high=round(interval(differences)[1], _DIGITS),
+        against_low=round(apart[0], _DIGITS),
+        against_high=round(apart[1], _DIGITS),
         rho=_mean(known) if known else None,
         seconds=_mean(r.cost.stages.get("unlearning", math.nan) for r in records),
         peak_bytes=_mean(float(r.cost.peak_bytes) for r in records),

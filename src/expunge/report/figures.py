@@ -128,7 +128,7 @@ def _attack_panels(runs: Sequence[Labelled], name: str, key: str, odds: Limits) 
 def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Cumulative D+ and D- per run, of the probability and of the log-odds, one vertical scale for each of these."""
     panels = []
-    for found in ([r.record.influence for r in runs], [r.record.influence_log_odds for r in runs]):
+    for found in zip(*(run.record.influences for run in runs), strict=True):
         top = _top(v for i in found if i for v in (*i.curve_plus, *i.curve_minus))
         for place, (run, influence) in enumerate(zip(runs, found, strict=True)):
             if influence and influence.curve_m:

@@ -84,6 +84,11 @@ class Record(Part):
         return next(iter(named), max(self.attacks, key=lambda a: a.recovery, default=None))
 
     @property
+    def influences(self) -> tuple[Influence | None, Influence | None]:
+        """That on the probability, and that on the log-odds."""
+        return self.influence, self.influence_log_odds
+
+    @property
     def telling_influence(self) -> Influence | None:
         """The influence that can be read: of the log-odds where most answers are too certain for that of P."""
         blind = self.influence is not None and self.influence.saturated_share > 0.5

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from expunge.report.figures import Labelled
 from expunge.report.record import Attack, Change, Item, ItemState, Record, Score
 from expunge.report.view import interval
-from expunge.report.words import NONE, count, duration, fixed, number, percent, plain, signed, size, visible
+from expunge.report.words import NONE, count, duration, fixed, number, percent, plain, quantity, signed, size, visible
 
 FORGET_ROWS, OTHER_ROWS = 12, 5
 SCORE_ROWS: tuple[tuple[str, Callable[[Score], str]], ...] = (
@@ -53,11 +53,9 @@ def key_rows(runs: Sequence[Labelled]) -> list[Row]:
 def _influence_rows(runs: Sequence[Labelled]) -> list[Row]:
     """D+ and D- at m = 100 of the probability and of the log-odds, of what was measured."""
     rows = []
-    for of, found in (
-        ("probability", [run.record.influence for run in runs]),
-        ("log-odds", [run.record.influence_log_odds for run in runs]),
-    ):
+    for found in zip(*(run.record.influences for run in runs), strict=True):
         if any(found):
+            of = next(quantity(i.of) for i in found if i)
             rows += [
                 Row(f"erased, D+ of the {of}", tuple(number(i.erased) if i else NONE for i in found), 2),
                 Row(f"hidden, D− of the {of}", tuple(number(i.hidden) if i else NONE for i in found), 2),

@@ -101,7 +101,7 @@ def said_of_control(runs: Sequence[Labelled]) -> str:
 def said_of_influence(runs: Sequence[Labelled]) -> str:
     """Erased against hidden at m = 100, per quantity and run, and the warning about saturated pairs."""
     said = []
-    for found in ([r.record.influence for r in runs], [r.record.influence_log_odds for r in runs]):
+    for found in zip(*(run.record.influences for run in runs), strict=True):
         shares = [
             f"{run.label} erased {number(i.erased)}, hidden {number(i.hidden)}"
             for run, i in zip(runs, found, strict=True)

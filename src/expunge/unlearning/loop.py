@@ -120,13 +120,13 @@ def train(
     if processes.world > 1:
         model.to(device)  # type: ignore[arg-type]
     model.train(False)
-    batches = _batches(model, encoder, forget, retain, method, arguments, processes)
+    batches = step_batches(model, encoder, forget, retain, method, arguments, processes)
     # Everything about the untouched model comes first: a checkpoint may be about to replace its weights.
     start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
     name = identity(method, arguments, batches, model) if output else {}
     trained = method.parametrization.bind(model, arguments.seed, _material(batches, encoder))
     try:
-        stepper = _stepper(model, trained, method, batches, start, arguments)
+        stepper = make_stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
         landing = _landing(trained, arguments) if graded else None
         session = Session(trained.parameters, stepper.optimizer, stepper.transforms, landing)
@@ -224,7 +224,7 @@ class _Loop:
         self._progress.advance(TASK, 1, **{name: value for name, value in shown.items() if value is not None})
 
 
-def _batches(
+def step_batches(
     model: PreTrainedModel,
     encoder: Encoder,
     forget: Sequence[Example],
@@ -251,7 +251,7 @@ def _material(batches: StepBatches, encoder: Encoder) -> Material:
     return Material(batches.forget, batches.retain, batches.pad_id, special, 2 * batches.per_forward)
 
 
-def _stepper(
+def make_stepper(
     model: PreTrainedModel,
     trained: Trained,
     method: Method,

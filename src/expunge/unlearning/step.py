@@ -63,6 +63,9 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        with torch.no_grad():
+            for transform in self.transforms:
+                transform.settle(rate)
         self.optimizer.zero_grad(set_to_none=True)
         return StepMetrics(number + 1, 0.0, loss, forget, retain, norm, rate, transform=measured)
 

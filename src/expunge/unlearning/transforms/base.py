@@ -77,9 +77,9 @@ class Step(Protocol):
 class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transform overrides what it changes
     """A transform at work.
 
-    One step of the loop calls `gradient` once, then sums `.grad` over the processes, and then calls `apply`. While
-    `Step.add` runs, each micro-batch calls `watch` around the fused forward and `before_backward` on its loss. Every
-    process makes the same calls.
+    One step of the loop calls `gradient` once, sums `.grad` over the processes, calls `apply`, has the optimizer step,
+    and calls `settle`. While `Step.add` runs, each micro-batch calls `watch` around the fused forward and
+    `before_backward` on its loss. Every process makes the same calls.
     """
 
     def gradient(self, step: Step) -> dict[str, float]:
@@ -101,6 +101,14 @@ class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transfo
     def apply(self) -> dict[str, float]:
         """Finish the step's change to `.grad`, before clipping; the numbers worth logging, often none."""
         return {}
+
+    def settle(self, rate: float) -> None:
+        """Set the weights right after the optimizer's step at learning rate `rate`.
+
+        AdamW scales every entry on its own, goes on moving by its moments, and decays; so a gradient that is masked,
+        projected or of low rank does not make a step that is. A promise about the weights is kept here.
+        """
+        return
 
     def state(self) -> dict[str, Tensor]:
         """What exact resume needs: live tensors, not copies."""

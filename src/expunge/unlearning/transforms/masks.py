@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from expunge.unlearning.objectives.base import WHOLE
-from expunge.unlearning.transforms.base import Site, Step
+from expunge.unlearning.transforms.base import BoundTransform, Site, Step
 from expunge.unlearning.transforms.base_maps import freeze_others
-from expunge.unlearning.transforms.settling import SettlingTransform
 
 
-class MaskingTransform(SettlingTransform):
+class MaskingTransform(BoundTransform):
     """Finds a mask in the first step, and holds it for the run; memory: the masked parameters once more in a step.
 
     Args:
@@ -27,7 +26,6 @@ class MaskingTransform(SettlingTransform):
     """
 
     def __init__(self, site: Site) -> None:
-        super().__init__(list(site.parameters.values()))
         self._site = site
         self._masks: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
@@ -54,7 +52,7 @@ class MaskingTransform(SettlingTransform):
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(~mask, 0)
             self._before[name] = parameter.detach().clone()
-        return super().apply()
+        return {}
 
     def settle(self, rate: float) -> None:
         """Puts back what may not move."""

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from expunge.errors import InputError
 from expunge.unlearning.objectives.base import WHOLE
-from expunge.unlearning.transforms.base import GradientTransform, Site
+from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Site
 from expunge.unlearning.transforms.base_maps import base_maps, freeze_others
 from expunge.unlearning.transforms.covariances import InputCovariances, passes
 from expunge.unlearning.transforms.epochs import retain_epoch
 from expunge.unlearning.transforms.maps import LinearMap
-from expunge.unlearning.transforms.settling import SettlingTransform
 
 if TYPE_CHECKING:
     from expunge.unlearning.transforms.base import Step
@@ -80,13 +79,12 @@ def project_out(change: Tensor, directions: Tensor, transposed: bool) -> Tensor:
     return change.sub_((change @ directions) @ directions.T)
 
 
-class BoundProjectedGradient(SettlingTransform):
+class BoundProjectedGradient(BoundTransform):
     """Gathers the directions in the first step, at the weights of the start, and keeps them."""
 
     def __init__(self, config: ProjectedGradient, site: Site) -> None:
         self._config, self._site = config, site
         self._maps = {m.name: m for m in base_maps(site)}
-        super().__init__([m.weight for m in self._maps.values()])
         self._directions: dict[tuple[str, ...], Tensor] = {}
         self._before: dict[str, Tensor] = {}
 
@@ -108,7 +106,7 @@ class BoundProjectedGradient(SettlingTransform):
             if linear.weight.grad is not None:
                 project_out(linear.weight.grad, directions, linear.transposed)
             self._before[linear.name] = linear.weight.detach().clone()
-        return super().apply()
+        return {}
 
     def settle(self, rate: float) -> None:
         """Projects the step that was made."""

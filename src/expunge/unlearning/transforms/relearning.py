@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import InputError
-from expunge.models.answers import Answers
-from expunge.unlearning.objectives.base import Share
+from expunge.unlearning.objectives.base import Share, cross_entropy
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Side, Site
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class BoundSimulatedRelearning(BoundTransform):
         side, ahead = self._material(step)
         loss = torch.zeros((), dtype=torch.float64)
         for rows in step.rows(side, ahead):
-            share = self._nll(step.answers(rows), step.tokens(side, ahead))
+            share = cross_entropy(step.answers(rows).sequence, step.tokens(side, ahead))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach().double().cpu()
         self._done += 1
@@ -130,10 +129,6 @@ class BoundSimulatedRelearning(BoundTransform):
         if retain or not others:
             return "retain", 1 + self._done
         return "forget", draw.choice(others)
-
-    @staticmethod
-    def _nll(answers: Answers, tokens: int) -> Tensor:
-        return -answers.sequence.sum() / max(tokens, 1)
 
 
 @dataclass(frozen=True, slots=True)

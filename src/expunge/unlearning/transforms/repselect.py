@@ -27,10 +27,9 @@ from expunge.data.collate import Batch
 from expunge.errors import InputError
 from expunge.unlearning.objectives.base import WHOLE
 from expunge.unlearning.transforms.adapters import Adapters
-from expunge.unlearning.transforms.base import GradientTransform, Site
+from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Site
 from expunge.unlearning.transforms.base_maps import FEED_FORWARD, base_maps, freeze_others
 from expunge.unlearning.transforms.epochs import forget_epoch
-from expunge.unlearning.transforms.settling import SettlingTransform
 
 if TYPE_CHECKING:
     from expunge.unlearning.transforms.base import Step
@@ -95,13 +94,12 @@ def collapse(gradient: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return inward - u @ (lost[:, None] * (u.T @ inward))
 
 
-class BoundRepSelect(SettlingTransform):
+class BoundRepSelect(BoundTransform):
     """Holds the directions G / rms(G), and how far along them the weights have come."""
 
     def __init__(self, config: RepSelect, site: Site) -> None:
         self._config, self._site = config, site
         self._maps = {m.name: m for m in base_maps(site, FEED_FORWARD)}
-        super().__init__([m.weight for m in self._maps.values()])
         self._directions: dict[str, Tensor] = {}
         self._moved, self._halted = 0.0, False
 
@@ -119,7 +117,7 @@ class BoundRepSelect(SettlingTransform):
     def apply(self) -> dict[str, float]:
         """Keeps the optimizer from moving anything; the distance along the directions before the step."""
         freeze_others(self._site, ())
-        return {"repselect_moved": self._moved, **super().apply()}
+        return {"repselect_moved": self._moved}
 
     def settle(self, rate: float) -> None:
         """Moves the weights along the directions, unless they have come too far."""
