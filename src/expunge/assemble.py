@@ -198,6 +198,7 @@ def _point(point: AttackPoint) -> schema.CurvePoint:
         examples_seen=point.examples_seen,
         accuracy=point.accuracy,
         log_odds=point.log_odds,
+        variant=point.variant,
     )
 
 

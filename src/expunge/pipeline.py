@@ -11,7 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from expunge.assemble import Parts, assemble
 from expunge.attacks.base import AttackResult
-from expunge.attacks.catalogue import ATTACKS, make_attack
+from expunge.attacks.catalogue import kind_of, make_attack, settings_of
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
 from expunge.audit.verdict import at_or_below
@@ -280,13 +280,15 @@ def _attacks(
 ) -> dict[str, dict[str, Any]]:
     """Settings by attack; relearn-related is left out, with a warning, where the recipe alone asks and no data can."""
     chosen = {name: dict(recipe.attacks.get(name, {})) for name in (names or recipe.attacks)}
-    if names is None and not request.attack and chosen.pop("relearn-related", None) is not None:
-        log.warning("relearn-related is left out: the request has no facts of the same kind about others.")
+    for name in [name for name in chosen if kind_of(name) == "relearn-related"]:
+        if names is None and not request.attack:
+            del chosen[name]
+            log.warning("%s is left out: the request has no facts of the same kind about others.", name)
     for key, value in settings.items():
         name, dot, setting = key.rpartition(".")
         if dot and name not in chosen:
             raise InputError(f"No attack {name!r} is run.", f"--set {key}", nearest(name, chosen))
-        owners = [name] if dot else [each for each in chosen if each in ATTACKS and setting in _settings_of(each)]
+        owners = [name] if dot else [each for each in chosen if setting in settings_of(each)]
         if not owners:
             raise InputError(f"No attack has the setting {key!r}.", f"--set {key}", "Say attack-name.setting=value.")
         for owner in owners:
@@ -294,11 +296,6 @@ def _attacks(
     for name, values in chosen.items():
         make_attack(name, values)
     return chosen
-
-
-def _settings_of(name: str) -> set[str]:
-    attack: Any = ATTACKS[name]
-    return {field.name for field in fields(attack)}
 
 
 def _attack_model(
@@ -327,6 +324,7 @@ def _attack_model(
         )
         if probed is not None and before is not None:
             result = replace(result, rho=rho(before, probed))
+        result = replace(result, name=name)
         _write_json(folder / f"{name}.json", result.to_json())
         results[name] = result
     return results

@@ -21,7 +21,7 @@ from expunge.settings import assign, read_yaml
 SMOLLM2 = "smollm2"
 TRAINED = "trained"
 
-STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign")
+STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign", "quantise")
 
 
 def _standard_attacks() -> dict[str, dict[str, Any]]:
@@ -72,7 +72,7 @@ class Recipe(_Strict):
         transform: a gradient transform put in the place of the method's own.
         settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
         unlearn: arguments of the loop (`UnlearnArguments`).
-        attacks: names, each with its settings or none.
+        attacks: names, each with its settings or none; a label after @ lets one attack stand there several times.
         seed: of the loop; the data have their own.
         template: `plain` prompts or the tokenizer's `chat` template.
         output: the folder of the run.

@@ -63,7 +63,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w.-]*", key):
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.@-]*", key):
             raise InputError(
                 f"--set needs NAME=VALUE, not {assignment!r}.", "--set", "For example --set learning_rate=1e-5."
             )

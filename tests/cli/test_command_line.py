@@ -69,6 +69,8 @@ def test_the_whole_way(
     assert not (run / "checkpoints").exists()
     sizes = ("--set", "max_steps=2", "--set", "eval_every=1", "--set", "learning_rates=[1e-3]")
     assert expunge("attack", run, "--attacks", "relearn-harmful,relearn-related", *sizes) == 0
+    again = ("--set", "relearn-harmful@half.fraction=0.5", "--set", "bits=[4]")
+    assert expunge("attack", run, "--attacks", "relearn-harmful@half,quantise", *sizes, *again) == 0
     assert expunge("audit", run) == 0
     record = json.loads((run / "record.json").read_text())
     assert record["verdict"] in ("ERASED", "HIDDEN", "NOT FORGOTTEN", "BROKEN", "INCONCLUSIVE")
@@ -76,6 +78,12 @@ def test_the_whole_way(
         for moment in ("before", "after"):
             assert {"accuracy", "log_odds", "chance"} <= record["scores"][split][moment].keys()
     assert {"name", "accuracy", "log_odds", "recovery"} <= record["attacks"][0].keys()
+    attacks = {attack["name"]: attack for attack in record["attacks"]}
+    assert sorted(attacks) == ["quantise", "relearn-harmful", "relearn-harmful@half", "relearn-related"]
+    assert attacks["relearn-harmful@half"]["settings"]["fraction"] == 0.5
+    assert attacks["quantise"]["budget"] == "3 variants"
+    assert [point["variant"] for point in attacks["quantise"]["curve"]][:2] == ["as it is", "int4, groups of 32"]
+    assert attacks["quantise"]["best"]["variant"] in (run / "report.html").read_text()
     assert {"erased", "hidden"} <= record["influence"].keys()
     assert {"seconds", "peak_bytes", "steps"} <= record["cost"].keys()
     assert str(tmp_path) not in (run / "record.json").read_text()

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from expunge.attacks import ATTACKS, make_attack
 from expunge.attacks.base import AttackResult
 from expunge.attacks.budget import Budget
+from expunge.attacks.catalogue import kind_of
 from expunge.attacks.cells import FolderCells
 from expunge.attacks.relearn import RelearnHarmful, bundled_instructions
 from expunge.data.collate import Encoder
@@ -255,3 +256,12 @@ def test_own_file_of_instructions(tiny_model: LlamaForCausalLM, encoder: Encoder
     path.write_text(json.dumps({"question": "where ?", "answer": "town"}))
     result, _ = make_attack("relearn-benign", {**SHORT, "file": str(path)}).run(tiny_model, encoder, request_)
     assert result.trained_ids == tuple(e.id for e in read_examples(path))
+
+
+def test_a_label_tells_two_forms_of_an_attack_apart_and_changes_nothing_else() -> None:
+    assert make_attack("relearn-harmful@tenth", {"fraction": 0.1}) == make_attack("relearn-harmful", {"fraction": 0.1})
+    assert kind_of("relearn-harmful@tenth") == "relearn-harmful"
+    with pytest.raises(InputError, match="cannot be a label"):
+        make_attack("relearn-harmful@a/b")
+    with pytest.raises(InputError, match="no attack 'relearn-harmfull'"):
+        make_attack("relearn-harmfull@tenth")

@@ -27,11 +27,12 @@ class CurvePoint:
     Args:
         learning_rate: of the cell.
         seed: of the cell.
-        step: optimizer steps taken.
+        step: optimizer steps taken; for an attack that does not train, variants of the model tried.
         examples_seen: training examples seen, repeats counted.
         accuracy: over the scored items.
         log_odds: mean over the scored items.
         item_log_odds: of each scored item, in the order of `AttackResult.held_out_ids`.
+        variant: what was done to the model at this point, in words, where it was not training.
     """
 
     learning_rate: float
@@ -41,6 +42,7 @@ class CurvePoint:
     accuracy: float
     log_odds: float
     item_log_odds: tuple[float, ...] = ()
+    variant: str = ""
 
 
 @dataclass(frozen=True)

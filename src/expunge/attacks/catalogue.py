@@ -1,8 +1,13 @@
-"""Every attack by name; the only place where names meet parts."""
+"""Every attack by name; the only place where names meet parts.
+
+A recipe that wants one attack several times, with other settings, tells them apart by a label after the name:
+`relearn-harmful@tenth`. A label changes nothing but the name.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_origin, get_type_hints
@@ -10,6 +15,7 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.base import Attack
+from expunge.attacks.quantise import Quantise
 from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
 from expunge.errors import InputError, nearest
 
@@ -17,20 +23,38 @@ ATTACKS: dict[str, Attack] = {
     "relearn-harmful": RelearnHarmful(),
     "relearn-related": RelearnRelated(),
     "relearn-benign": RelearnBenign(),
+    "quantise": Quantise(),
 }
 
 
+def kind_of(name: str) -> str:
+    """The attack that `name` is one of: the name without its label.
+
+    Raises:
+        InputError: an unknown attack (with the nearest name), or a label that cannot stand in a setting's name.
+    """
+    kind, labelled, label = name.partition("@")
+    if kind not in ATTACKS:
+        raise InputError(f"There is no attack {kind!r}.", "attacks", nearest(kind, ATTACKS))
+    if labelled and not re.fullmatch(r"\w[\w-]*", label):
+        raise InputError(f"{label!r} cannot be a label.", f"attacks, {name}", "Use letters, digits and hyphens.")
+    return kind
+
+
+def settings_of(name: str) -> list[str]:
+    """What can be set of the attack `name`."""
+    attack: Any = ATTACKS[kind_of(name)]
+    return [field.name for field in fields(attack)]
+
+
 def make_attack(name: str, settings: Mapping[str, Any] | None = None) -> Attack:
-    """The attack `name` with its own settings where `settings` does not say otherwise.
+    """The attack `name`, which may bear a label, with its own settings where `settings` does not say otherwise.
 
     Raises:
         InputError: an unknown attack or setting (with the nearest name), or a value of the wrong type or range.
     """
-    if name not in ATTACKS:
-        raise InputError(f"There is no attack {name!r}.", "attacks", nearest(name, ATTACKS))
-    attack: Any = ATTACKS[name]
-    hints = get_type_hints(type(attack))
-    known = [field.name for field in fields(attack)]
+    attack: Any = ATTACKS[kind_of(name)]
+    hints, known = get_type_hints(type(attack)), settings_of(name)
     for key in settings or {}:
         if key not in known:
             raise InputError(f"{name} has no setting {key!r}.", f"{name}.{key}", nearest(key, known))

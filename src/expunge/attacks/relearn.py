@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from expunge.attacks.base import Attacked, AttackResult, T
 from expunge.attacks.budget import Budget
 from expunge.attacks.cells import Cells, open_cells
+from expunge.attacks.material import Material
 from expunge.attacks.sweep import Cell, Effort, Sweep, leader
 from expunge.attacks.weights import lent
 from expunge.data.collate import Encoder
@@ -39,15 +40,6 @@ from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.parametrizations.full import Full
 from expunge.unlearning.parametrizations.lora import LoRA
-
-
-@dataclass(frozen=True)
-class Material:
-    """What an attack trains on and what it is scored on, disjoint, and what a reader must know of the choice."""
-
-    train: tuple[Example, ...]
-    scored: tuple[Example, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class Relearn(ABC):
         with lent(model) as weights:
             before = score_items(model, encoder, request.forget)
             chosen = self.material(encoder, request, before, like)
-            _require_scorable(self.name, chosen)
+            chosen.require_scorable(self.name)
             found = {item.id: item for item in before}
             start = tuple(found[example.id] for example in chosen.scored)
             moved = LoRA(self.lora_rank, 2.0 * self.lora_rank) if self.lora_rank else Full()
@@ -251,22 +243,3 @@ def _same_split(request: Request, like: AttackResult) -> Material:
         raise InputError("The other result is about another request.", missing[0], "Attack both with one request.")
     train, scored = (tuple(by_id[i] for i in ids) for ids in (like.trained_ids, like.held_out_ids))
     return Material(train, scored, ("The split is that of the attack on the unlearned model.",))
-
-
-def _require_scorable(name: str, chosen: Material) -> None:
-    """InputError unless every scored item has options and none of them is trained on."""
-    for example in chosen.scored:
-        if not example.options:
-            raise InputError(
-                "A scored item has no wrong options to be told from.",
-                f"{name}, {example.prompt[:60]!r}",
-                'Give each forget item "options".',
-            )
-    trained = {(example.prompt, example.answer) for example in chosen.train}
-    for example in chosen.scored:
-        if (example.prompt, example.answer) in trained:
-            raise InputError(
-                "The attack would train on an item that it is scored on.",
-                f"{name}, {example.prompt[:60]!r}",
-                "Remove it from the training material.",
-            )

@@ -157,7 +157,8 @@ def _short(attack: Attack) -> str:
     """As results pages call it: harmful_0.3, related, benign, benign_lora8."""
     fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
     rank = attack.settings.get("lora_rank") or 0
-    return attack.name.removeprefix("relearn-") + fraction + (f"_lora{rank}" if rank else "")
+    kind = attack.name.partition("@")[0].removeprefix("relearn-")
+    return kind + fraction + (f"_lora{rank}" if rank else "")
 
 
 def _seed(record: Record) -> int:

@@ -105,14 +105,14 @@ def curve_panels(runs: Sequence[Labelled]) -> list[Panel]:
         label += f"{signed(training.history[-1].log_odds)} in {training.history[-1].step} steps"
         figure = charts.unlearning(training, Frame(before, before.chance, odds, max(1, steps)))
         panels.append(Panel(f"{run.label}: unlearning", to_svg(figure, f"down{i}", label)))
-    for k, name in enumerate(dict.fromkeys(a.name for run in runs for a in run.record.attacks if a.curve)):
+    for k, name in enumerate(dict.fromkeys(a.name for run in runs for a in run.record.attacks if a.trains)):
         panels += _attack_panels(runs, name, f"up{k}", odds)
     return panels
 
 
 def _attack_panels(runs: Sequence[Labelled], name: str, key: str, odds: Limits) -> list[Panel]:
     """The relearning curves of the attack `name` for each run that has it."""
-    found = [(run, a) for run in runs for a in run.record.attacks if a.name == name and a.curve]
+    found = [(run, a) for run in runs for a in run.record.attacks if a.name == name and a.trains]
     steps = max(p.step for _, attack in found for p in attack.curve)
     panels = []
     for i, (run, attack) in enumerate(found):

@@ -78,7 +78,8 @@ class VerdictDetails(Part):
 
 
 class CurvePoint(Part):
-    """Scores on the held-out items at one moment of one cell (learning rate, seed) of an attack."""
+    """Scores on the held-out items at one moment of one cell (learning rate, seed) of an attack, or of one `variant` of
+    the model where nothing is trained."""
 
     learning_rate: float
     seed: int
@@ -86,6 +87,12 @@ class CurvePoint(Part):
     examples_seen: Count
     accuracy: Share
     log_odds: float
+    variant: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where in its grid, in words."""
+        return self.variant or f"{self.learning_rate:g}, step {self.step}"
 
 
 class AttackControl(Part):
@@ -124,6 +131,11 @@ class Attack(Part):
     rho: Measured = None
     samples: dict[str, str] = {}
     seconds: float = 0.0
+
+    @property
+    def trains(self) -> bool:
+        """Whether its curve is over training steps, so that it can be drawn as one."""
+        return bool(self.curve) and not any(point.variant for point in self.curve)
 
 
 class Influence(Part):

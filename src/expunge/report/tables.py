@@ -126,7 +126,7 @@ def _attack_row(label: str, attack: Attack) -> AttackRow:
         accuracy=f"{percent(attack.start.accuracy)} → {percent(attack.accuracy)}",
         log_odds=f"{signed(attack.start.log_odds)} → {signed(attack.log_odds)}",
         facts=str(attack.start.n),
-        best=f"{best.learning_rate:g}, step {best.step}" if best else NONE,
+        best=visible(best.place) if best else NONE,
         rho=number(attack.rho, 2),
         seconds=duration(attack.seconds),
         budget=visible(attack.budget),
