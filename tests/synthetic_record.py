@@ -21,6 +21,7 @@ from expunge.report.record import (
     ItemState,
     LogitLens,
     ModelPart,
+    Probe,
     RecipePart,
     Record,
     Score,
@@ -213,6 +214,20 @@ def lens(story: Story, rng: np.random.Generator) -> LogitLens:
     )
 
 
+def probe(story: Story) -> Probe:
+    """A probe that still reads what is hidden, and nothing of what is erased."""
+    rise = 1 / (1 + np.exp(-(np.arange(LAYERS) - 12) / 3))
+    left = 4.1 if story.hidden > story.erased else 0.2
+    return Probe(
+        before=tuple(float(v) for v in 5.2 * rise),
+        after=tuple(float(v) for v in left * rise - 0.1),
+        accuracy_before=tuple(float(v) for v in 1 / 3 + 0.66 * rise),
+        accuracy_after=tuple(float(v) for v in 1 / 3 + 0.15 * left * rise),
+        chance=1 / 3,
+        n=24,
+    )
+
+
 def make_record(name: str = "graddiff") -> Record:
     """The record of one of `STORIES`; the same each time."""
     story = STORIES[name]
@@ -259,6 +274,7 @@ def make_record(name: str = "graddiff") -> Record:
         influence=(found := influence(story, rng)),
         influence_log_odds=log_odds_of(found),
         logit_lens=lens(story, rng),
+        probe=probe(story),
         text=Text(perplexity_before=18.42, perplexity_after=18.97, kl=0.0213),
         items=items(story),
         cost=Cost(

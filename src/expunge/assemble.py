@@ -23,6 +23,7 @@ from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
 from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
+from expunge.audit.probe import Probed
 from expunge.audit.utility import Kept, Language
 from expunge.audit.verdict import decide
 from expunge.data.example import Example
@@ -93,6 +94,7 @@ def assemble(parts: Parts) -> schema.Record:
         influence=_influence(before.attribution, after.attribution, "probability"),
         influence_log_odds=_influence(before.attribution, after.attribution, "log_odds"),
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
+        probe=_probe(before.probe, after.probe),
         text=_text(parts),
         items=_items(parts, strongest),
         cost=schema.Cost(
@@ -241,6 +243,20 @@ def _influence(before: Attribution | None, after: Attribution | None, of: str) -
     told = compare(before.in_terms_of(of), after.in_terms_of(of)).to_json()
     own = {key: value for key, value in told.items() if key in schema.Influence.model_fields}
     return schema.Influence(**own, layers=before.layout.layers)
+
+
+def _probe(before: Probed | None, after: Probed | None) -> schema.Probe | None:
+    """What the probes read in both models; None where they could not ask."""
+    if before is None or after is None:
+        return None
+    return schema.Probe(
+        before=before.log_odds,
+        after=after.log_odds,
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+        chance=after.chance,
+        n=after.n,
+    )
 
 
 def _text(parts: Parts) -> schema.Text:

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrained
 
 from expunge.audit.attribution import attributions
 from expunge.audit.influence import compare
+from expunge.audit.probe import linear_probe
 from expunge.audit.snapshot import Caps, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
@@ -73,6 +74,17 @@ def test_every_part_is_what_its_own_measure_says(
     assert found.attribution is not None
     assert not compare(found.attribution, attributions(tiny_model, encoder, forget)).d_plus.any()
     assert len(found.lens) == 2
+    assert found.probe is None  # the answers of these retain items are not among those of the forget items
+
+
+def test_the_probe_learns_from_what_stays_and_asks_what_had_to_go(
+    tiny_model: LlamaForCausalLM, encoder: Encoder
+) -> None:
+    stays = (Example("w1 lives in", "oslo"), Example("w2 lives in", "lima"), Example("w3 lives in", "oslo"))
+    forget = (Example("ada lives in", "oslo", options=("lima",)),)
+    found = snapshot(tiny_model, encoder, Request(forget=forget, retain=stays)).probe
+    assert found == linear_probe(tiny_model, encoder, stays, forget)
+    assert found.n == 1 and len(found.log_odds) == 2 and found.chance == 0.5
 
 
 def test_rouge_is_the_recall_of_the_answer_in_the_models_words(

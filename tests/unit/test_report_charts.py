@@ -22,6 +22,7 @@ def all_panels(*names: str) -> list[Panel]:
         figures.curve_panels,
         figures.influence_panels,
         figures.map_panels,
+        figures.probe_panels,
         figures.lens_panels,
         figures.group_panels,
     )

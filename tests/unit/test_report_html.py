@@ -108,8 +108,8 @@ def test_the_verdict_is_a_word_a_sentence_and_a_shape_of_its_own() -> None:
 def test_every_section_is_there_in_order(two: str) -> None:
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", two, re.DOTALL)
     assert [re.sub("<.*?>", "", h).split(",")[0] for h in heads[2:]] == [
-        "How to read this", "Key numbers", "What came back", "The way down", "Erased or hidden", "Where it happened",
-        "What each layer would say", "What else went", "In its own words", "What it cost the model", "What it cost us",
+        "How to read this", "Key numbers", "What came back", "The way down", "Is it still in there?",
+        "What changed inside", "What else went", "In its own words", "What it cost the model", "What it cost us",
         "Provenance", "What this does not prove",
     ]  # fmt: skip
 
@@ -126,7 +126,7 @@ def test_numbers_come_from_the_record(two: str) -> None:
 def test_a_bare_record_still_makes_a_page() -> None:
     page = Page(render([bare(make_record())]))
     assert "No attack was run." in page.shown and "To forget: 24 facts" in page.shown
-    assert "To retain" not in page.shown and "Erased or hidden, inside" not in page.shown
+    assert "To retain" not in page.shown and "What changed inside" not in page.shown
 
 
 def test_degenerate_values_still_make_a_page() -> None:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.logit_lens import logit_lens
 from expunge.audit.memorization import recalls
+from expunge.audit.probe import Probed, linear_probe
+from expunge.errors import InputError
 from expunge.models.answers import Reference, TextStatistics, cache_text, text_statistics
 from expunge.models.architecture import FAMILIES
 from expunge.models.scores import ItemScore, Scores, greedy, score_items, summarise
@@ -45,6 +47,7 @@ class Caps:
         retain: examples.
         text_tokens: tokens of plain text, in whole passages; one passage is always measured.
         attribution: forget examples.
+        probe: retain examples that the linear probe learns from.
         new_tokens: of each greedy answer.
         seed: of the draws, and of the logit lens.
     """
@@ -52,6 +55,7 @@ class Caps:
     retain: int = 64
     text_tokens: int = 2048
     attribution: int = 64
+    probe: int = 256
     new_tokens: int = 16
     seed: int = 0
 
@@ -83,6 +87,8 @@ class Snapshot:
         text_reference: what the next model's KL divergence is measured against; None unless this is the reference.
         attribution: of the forget items, at most `Caps.attribution`; None in a light snapshot or of an unknown family.
         lens: accuracy per layer on the forget items; empty where it was not or cannot be measured.
+        probe: what linear probes trained on retain items read of the forget items, layer by layer; None where it was
+            not measured, or where no retain item has a forget item's answer.
     """
 
     forget: tuple[ItemScore, ...]
@@ -94,6 +100,7 @@ class Snapshot:
     text_reference: Reference | None = None
     attribution: Attribution | None = None
     lens: tuple[float, ...] = ()
+    probe: Probed | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The means and other single numbers; what is not finite, or was not measured, is None."""
@@ -105,6 +112,7 @@ class Snapshot:
             "perplexity": _finite(self.text.perplexity) if self.text else None,
             "kl": _finite(self.text.kl) if self.text and self.text.kl is not None else None,
             "lens": list(self.lens),
+            "probe": list(self.probe.log_odds) if self.probe else None,
         }
 
 
@@ -121,7 +129,7 @@ def snapshot(
     """Measure `model` on everything in `request`; it comes back as it was.
 
     Args:
-        model: any causal LM; attribution and logit lens need a family of `expunge.models.architecture.FAMILIES`.
+        model: any causal LM; attribution, logit lens and probe need a family of `expunge.models.architecture.FAMILIES`.
         encoder: the one it was unlearned with.
         request: what had to go and to stay, the test groups, the plain text.
         reference: the snapshot of the model before unlearning; without it this one becomes the reference.
@@ -130,7 +138,7 @@ def snapshot(
         progress: told of every stage.
     """
     caps, progress = caps or Caps(), progress or Silent()
-    progress.start(TASK, 1 if light else 5)
+    progress.start(TASK, 1 if light else 6)
     scored = _scores(model, encoder, request, caps)
     progress.advance(TASK)
     if light:
@@ -140,14 +148,16 @@ def snapshot(
     progress.advance(TASK)
     text, text_reference = _text(model, encoder, caps.draw_texts(encoder, request.text), reference)
     progress.advance(TASK)
-    attribution = lens = None
+    attribution = lens = probe = None
     if model.config.model_type in FAMILIES:
         attribution = attributions(model, encoder, caps.draw(request.forget, caps.attribution))
         progress.advance(TASK)
         lens = logit_lens(model, encoder, request.forget, caps.seed)
         progress.advance(TASK)
+        probe = _probe(model, encoder, request, caps)
+        progress.advance(TASK)
     else:
-        log.warning("No attribution and no logit lens: the family %r is not known.", model.config.model_type)
+        log.warning("No attribution, logit lens or probe: the family %r is not known.", model.config.model_type)
     progress.finish(TASK)
     ids = [example.id for example in request.forget]
     return Snapshot(
@@ -158,6 +168,7 @@ def snapshot(
         text_reference=text_reference,
         attribution=attribution,
         lens=lens or (),
+        probe=probe,
     )
 
 
@@ -169,6 +180,15 @@ def _scores(
     scores = iter(score_items(model, encoder, [example for examples in sets for example in examples]))
     forget, retain, *test = (tuple(next(scores) for _ in examples) for examples in sets)
     return forget, retain, dict(zip(request.test, test, strict=True))
+
+
+def _probe(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps) -> Probed | None:
+    """What the probes read; None, and a line in the log, where the request gives them nothing to learn or to ask."""
+    try:
+        return linear_probe(model, encoder, caps.draw(request.retain, caps.probe), request.forget)
+    except InputError as error:
+        log.info("No linear probe: %s", error)
+        return None
 
 
 def _text(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from expunge.report.canvas import FONT, SMALL, WIDTH, sheet
-from expunge.report.record import Attack, Influence, LogitLens, Score, Training
+from expunge.report.record import Attack, Influence, LogitLens, Probe, Score, Training
 from expunge.report.theme import HEAT, LEVELS, STAND_IN
 from expunge.report.words import percent, plain, tick, visible
 
@@ -299,17 +299,33 @@ def heat(grid: Sequence[Sequence[float]], modules: Sequence[str], top: float) ->
 
 def lens(logit_lens: LogitLens) -> Figure:
     """Accuracy per layer before and after, with the line of a coin at one half."""
-    figure, (axes,) = sheet(150, (32, 26, WIDTH - 40, 142))
-    lines = ((logit_lens.before, "before", BEFORE), (logit_lens.after, "after", AFTER))
-    for values, _, colour in lines:
-        axes.plot(range(len(values)), values, color=colour)
-    ends = [*(End(values[-1], name, colour) for values, name, colour in lines), _level(axes, 0.5, "chance", CHANCE)]
-    axes.set_xlim(0, max(1, len(logit_lens.before) - 1))
-    axes.set_ylim(0, 1.04)
-    _name_ends(axes, ends)
+    figure, axes = _by_layer(logit_lens.before, logit_lens.after, (0, 1.04), 0.5, "chance")
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    return figure
+
+
+def probe(found: Probe, limits: Limits) -> Figure:
+    """Log-odds that linear probes read in each layer before and after, with the line of ignorance."""
+    figure, axes = _by_layer(found.before, found.after, limits, 0.0, "ignorance")
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: tick(v)))
+    return figure
+
+
+def _by_layer(
+    before: Sequence[float], after: Sequence[float], limits: Limits, floor: float, floor_name: str
+) -> tuple[Figure, Axes]:
+    """Two lines over the layers, and the level of a model that never knew."""
+    figure, (axes,) = sheet(150, (32, 26, WIDTH - 44, 142))
+    lines = ((before, "before", BEFORE), (after, "after", AFTER))
+    for values, _, colour in lines:
+        axes.plot(range(len(values)), values, color=colour)
+    ends = [*(End(values[-1], name, colour) for values, name, colour in lines), _level(axes, floor, floor_name, CHANCE)]
+    axes.set_xlim(0, max(1, len(before) - 1))
+    axes.set_ylim(limits)
+    _name_ends(axes, ends)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("layer", labelpad=1)
     axes.grid(axis="y")
-    return figure
+    return figure, axes

@@ -181,6 +181,17 @@ def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
     return panels
 
 
+def probe_panels(runs: Sequence[Labelled]) -> list[Panel]:
+    """Linear probes per run, one vertical scale for all."""
+    found = [(i, run, run.record.probe) for i, run in enumerate(runs) if run.record.probe is not None]
+    limits = charts.padded([v for _, _, probe in found for v in (*probe.before, *probe.after)])
+    panels = []
+    for i, run, probe in found:
+        label = f"{run.label}: best layer {signed(max(probe.before))} before, {signed(max(probe.after))} after"
+        panels.append(Panel(f"{run.label}: linear probe", to_svg(charts.probe(probe, limits), f"probe{i}", label)))
+    return panels
+
+
 def lens_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Logit lens per run."""
     panels = []

@@ -35,6 +35,7 @@ def render(records: Sequence[Record], title: str | None = None) -> str:
             "influence": figures.influence_panels(runs),
             "maps": figures.map_panels(runs),
             "lens": figures.lens_panels(runs),
+            "probe": figures.probe_panels(runs),
             "groups": figures.group_panels(runs),
         }
     return (

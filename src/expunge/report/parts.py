@@ -178,6 +178,17 @@ class LogitLens(Part):
     after: tuple[Share, ...]
 
 
+class Probe(Part):
+    """Linear probes of the answer, learnt from facts that stay: log-odds and accuracy on forgotten ones, by layer."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    accuracy_before: tuple[Share, ...]
+    accuracy_after: tuple[Share, ...]
+    chance: Share
+    n: Count
+
+
 class Text(Part):
     """Plain text: perplexity, and KL(before || after) in nats per token."""
 

@@ -33,6 +33,7 @@ from expunge.report.parts import (
     LogitLens,
     ModelPart,
     Part,
+    Probe,
     RecipePart,
     Score,
     Scores,
@@ -62,6 +63,7 @@ class Record(Part):
     influence: Influence | None = None
     influence_log_odds: Influence | None = None
     logit_lens: LogitLens | None = None
+    probe: Probe | None = None
     text: Text = Text()
     items: tuple[Item, ...] = ()
     cost: Cost
@@ -172,6 +174,7 @@ __all__ = [
     "LogitLens",
     "ModelPart",
     "Part",
+    "Probe",
     "RecipePart",
     "Record",
     "Score",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from expunge.report.figures import Labelled
 from expunge.report.record import GOLD_MODEL, Attack
-from expunge.report.words import NONE, number, percent, plain, quantity, visible
+from expunge.report.words import NONE, number, percent, plain, quantity, signed, visible
 
 MEANING = {
     "ERASED": "No attack tried here brought it back.",
@@ -120,6 +120,16 @@ def said_of_grain(runs: Sequence[Labelled]) -> str:
     if not sizes:
         return ""
     return f"Small sets are coarse: with {min(sizes)} facts, one fact is {percent(1 / min(sizes))} of accuracy."
+
+
+def said_of_probe(runs: Sequence[Labelled]) -> str:
+    """What the best layer gives away before and after, per run, and how many facts could be asked."""
+    said = [
+        f"{run.label} {signed(max(probe.before))} before, {signed(max(probe.after))} after ({probe.n} facts)"
+        for run in runs
+        if (probe := run.record.probe)
+    ]
+    return f"Log-odds in the best layer: {'; '.join(said)}."
 
 
 def said_of_lens(runs: Sequence[Labelled]) -> str:
