@@ -20,7 +20,8 @@ _DIGITS = 4
 class Row:
     """One method under one attack; all but the lists are means over the seeds.
 
-    recovery: R of the log-odds (0 nothing came back, 1 everything), its 95 % interval over seeds (Student's t).
+    recovery: R of the log-odds (0 nothing came back, 1 everything), its 95 % interval over seeds (Student's t), as that
+    of the attacked accuracy.
     against: mean difference of recovery to the first method of the table under the same attack and seeds, with its own
     interval: paired, because a seed is the same split and model for all.
     """
@@ -38,6 +39,8 @@ class Row:
     retain_after: float
     held_out_after: float
     attacked_accuracy: float
+    attacked_accuracy_low: float
+    attacked_accuracy_high: float
     attacked_log_odds: float
     control_accuracy: float
     control_log_odds: float
@@ -116,7 +119,7 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
     low, high = interval(recovery)
     other = {_seed(record): a.recovery for record in first if (a := attacked(record, attack))}
     differences = [a.recovery - other[_seed(r)] for r, a in pairs if _seed(r) in other]
-    apart = interval(differences)
+    apart, level = interval(differences), interval([a.accuracy for a in attacks])
     model = records[0].model
     before, after = [r.scores.forget.before for r in records], [r.scores.forget.after for r in records]
     known = [a.rho for a in attacks if a.rho is not None]
@@ -134,6 +137,8 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         retain_after=_mean(r.scores.retain.after.accuracy for r in records),
         held_out_after=_mean(r.scores.test.after.accuracy for r in records),
         attacked_accuracy=_mean(a.accuracy for a in attacks),
+        attacked_accuracy_low=round(level[0], _DIGITS),
+        attacked_accuracy_high=round(level[1], _DIGITS),
         attacked_log_odds=_mean(a.log_odds for a in attacks),
         control_accuracy=_mean(a.control.accuracy for a in attacks),
         control_log_odds=_mean(a.control.log_odds for a in attacks),
@@ -177,7 +182,8 @@ def _line(row: Row, *, compared: bool) -> str:
     return (
         f"| {row.method} | {row.attack} | {len(row.seeds)} | {', '.join(map(str, row.steps))} "
         f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} "
-        f"| {row.attacked_accuracy:.2f} / {row.attacked_log_odds:+.2f} "
+        f"| {_with_interval(row.attacked_accuracy, row.attacked_accuracy_low, row.attacked_accuracy_high)} "
+        f"/ {row.attacked_log_odds:+.2f} "
         f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f} "
         f"| {_with_interval(row.recovery, row.ci_low, row.ci_high)} | {difference} "
         f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} "
