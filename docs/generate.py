@@ -70,7 +70,7 @@ def _arguments(part: type) -> str:
 def readme() -> str:
     """README.md with the parts between generated marks filled from stored results."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, content in {"claims": _claims(), "first-look": _first_look()}.items():
+    for name, content in {"claims": _claims(), "erase-or-hide": _erase_or_hide()}.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda found, new=content: found[1] + new + found[2], text, flags=re.DOTALL)
     return text
@@ -87,20 +87,25 @@ def _claims() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _first_look() -> str:
-    """The rows of the strongest attack of each method, from docs/results/first_look.json."""
-    path = ROOT / "docs" / "results" / "first_look.json"
-    if not path.is_file():
-        return ""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    lines = ["| benchmark | method | attack | after | attacked | recovery [95 %] |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['benchmark']} | {row['method']} | {row['attack']} | {row['forget_after']:.2f} / "
-            f"{row['forget_after_log_odds']:+.1f} | {row['attacked_accuracy']:.2f} / {row['attacked_log_odds']:+.1f} | "
-            f"{row['recovery']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}] |"
-        )
+def _erase_or_hide() -> str:
+    """Recovery by method and attack on world_facts, from docs/results/erase_or_hide.json."""
+    rows = json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8"))
+    own = [row for row in rows if row["benchmark"] == "world_facts"]
+    attacks = list(dict.fromkeys(row["attack"] for row in own))
+    lines = [f"| method | seeds | {' | '.join(attacks)} | held-out | seconds |", "|" + "---|" * (len(attacks) + 4)]
+    for method in dict.fromkeys(row["method"] for row in own):
+        found = {row["attack"]: row for row in own if row["method"] == method}
+        cells = [_recovery(found[attack]) if attack in found else "" for attack in attacks]
+        some = next(iter(found.values()))
+        told = [method, str(len(some["seeds"])), *cells, f"{some['held_out_after']:.2f}", f"{some['seconds']:.0f}"]
+        lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def _recovery(row: dict[str, float | None]) -> str:
+    """`0.93 [0.67, 1.13]`, or the value alone where one seed gives no interval."""
+    bounds = "" if row["ci_low"] is None else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    return f"{row['recovery']:.2f}{bounds}"
 
 
 def main() -> int:

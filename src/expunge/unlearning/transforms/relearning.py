@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.errors import InputError
 from expunge.unlearning.objectives.base import Share, cross_entropy
@@ -27,8 +27,7 @@ from expunge.unlearning.transforms.base import BoundTransform, GradientTransform
 if TYPE_CHECKING:
     from expunge.unlearning.transforms.base import Step
 
-_BETAS: Final = (0.9, 0.999)
-_EPSILON: Final = 1e-8
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +66,56 @@ class SimulatedRelearning(GradientTransform):
 
 
 class BoundSimulatedRelearning(BoundTransform):
-    """Keeps delta and the attacker's Adam state from step to step; the model's own weights keep their bits."""
+    """Keeps delta and the attacker's optimizer from step to step; the model's own weights keep their bits."""
 
     def __init__(self, config: SimulatedRelearning, site: Site) -> None:
         self._config, self._site = config, site
-        self._attacker: dict[str, Attacker] = {}
+        self._delta: dict[str, Tensor] = {}
+        self._adam = self._optimizer()
         self._done = 0
 
     def gradient(self, step: Step) -> dict[str, float]:
         """g, and how well the attacker has relearnt: the mean NLL of its rows before its last step."""
         config, parameters = self._config, self._site.parameters
-        if step.number % config.period == 0 or not self._attacker:
-            self._attacker = {name: Attacker.fresh(p) for name, p in parameters.items()}
-            self._done = 0
+        if step.number % config.period == 0 or not self._delta:
+            self._delta = {name: torch.zeros_like(p.data) for name, p in parameters.items()}
+            self._adam, self._done = self._optimizer(), 0
         theirs: list[float] = []
         here = {name: p.data for name, p in parameters.items()}
         try:
             for name, p in parameters.items():
-                p.data = self._attacker[name].delta.add_(p.data)
+                p.data = self._delta[name].add_(p.data)
             for _ in range(config.steps):
                 theirs.append(self._attack(step))
             step.add(Share(config.mix, 0.0))
         finally:
             for name, p in parameters.items():
                 p.data = here[name]
-                self._attacker[name].delta.sub_(p.data)
+                self._delta[name].sub_(p.data)
         step.add(Share(1 - config.mix, 1.0))
         return {"attacker_nll": theirs[-1]}
 
     def state(self) -> dict[str, Tensor]:
         """The attacker's, and how many steps it has made."""
-        kept = {f"{name}/{key}": value for name, own in self._attacker.items() for key, value in own.tensors().items()}
+        kept = {f"{name}/delta": delta for name, delta in self._delta.items()}
+        for name, p in self._site.parameters.items():
+            kept |= {f"{name}/{key}": self._adam.state[p][key] for key in _MOMENTS if p in self._adam.state}
         return {"done": torch.tensor(self._done), **kept}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on with the attacker of an equal run."""
-        self._done = int(state["done"])
-        names = self._site.parameters if len(state) > 1 else {}
-        self._attacker = {name: Attacker(*(state[f"{name}/{key}"] for key in Attacker.KEYS)) for name in names}
+        self._done, self._adam = int(state["done"]), self._optimizer()
+        names = self._site.parameters.items() if len(state) > 1 else ()
+        self._delta = {name: state[f"{name}/delta"] for name, _ in names}
+        for name, p in names:
+            moments = {key: state[f"{name}/{key}"] for key in _MOMENTS}
+            self._adam.state[p] = {"step": torch.tensor(float(self._done), device=p.device), **moments}
+
+    def _optimizer(self) -> torch.optim.Adam:
+        """Of a new attacker; it moves the model's parameters while they hold the attacked weights."""
+        parameters = list(self._site.parameters.values())
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=fused)
 
     def _attack(self, step: Step) -> float:
         """One step of relearning; the mean NLL of its rows before it."""
@@ -114,11 +125,11 @@ class BoundSimulatedRelearning(BoundTransform):
             share = cross_entropy(step.answers(rows).sequence, step.tokens(side, ahead))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach().double().cpu()
+        for p in self._site.parameters.values():
+            p.grad = self._site.reduce(torch.zeros_like(p) if p.grad is None else p.grad)
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
         self._done += 1
-        for name, p in self._site.parameters.items():
-            gradient = torch.zeros_like(p) if p.grad is None else p.grad
-            self._attacker[name].move(p.data, self._site.reduce(gradient), self._config.learning_rate, self._done)
-            p.grad = None
         return float(self._site.reduce(loss.to(next(iter(self._site.parameters.values())).device)))
 
     def _material(self, step: Step) -> tuple[Side, int]:
@@ -130,32 +141,3 @@ class BoundSimulatedRelearning(BoundTransform):
         if retain or not others:
             return "retain", 1 + self._done
         return "forget", draw.choice(others)
-
-
-@dataclass(frozen=True, slots=True)
-class Attacker:
-    """One parameter's displacement, and Adam's two moments of it."""
-
-    KEYS = ("delta", "first", "second")
-
-    delta: Tensor
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def fresh(cls, parameter: nn.Parameter) -> Attacker:
-        """At the present weights, with nothing behind it."""
-        return cls(*(torch.zeros_like(parameter.data) for _ in range(3)))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """By name."""
-        return dict(zip(self.KEYS, (self.delta, self.first, self.second), strict=True))
-
-    @torch.no_grad()
-    def move(self, weight: Tensor, gradient: Tensor, rate: float, step: int) -> None:
-        """One step of Adam on `weight`, in place."""
-        first, second = _BETAS
-        self.first.lerp_(gradient, 1 - first)
-        self.second.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        scale = math.sqrt(1 - second**step)
-        weight.addcdiv_(self.first, self.second.sqrt().add_(_EPSILON * scale), value=-rate * scale / (1 - first**step))
