@@ -27,4 +27,5 @@ unlearning, on a machine that had other work.
 
 if __name__ == "__main__":
     parts = {"world_facts": "world_facts.yaml", "people": "people_methods.yaml"}
-    main(Page("erase_or_hide", HEAD, {part: read_yaml(RECIPES / file) for part, file in parts.items()}), __doc__)
+    grids = {part: read_yaml(RECIPES / file) for part, file in parts.items()}
+    main(Page("erase_or_hide", HEAD, grids, {"world_facts": "durable"}), __doc__)

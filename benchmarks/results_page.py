@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from expunge.bench.grid import Grid, run_grid, stored
 from expunge.bench.rows import Row, dump_json, markdown, rows
 from expunge.console import Bars
+from results_figures import draw
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -28,11 +29,13 @@ class Page:
         name: of the page, its JSON and its folder of records.
         head: the text above the tables.
         grids: by benchmark or part, each a tree that `Grid.of` takes.
+        drawn: part -> the method that its pictures are about; parts without pictures are left out.
     """
 
     name: str
     head: str
     grids: Mapping[str, Mapping[str, Any]]
+    drawn: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> Path:
@@ -58,10 +61,13 @@ class Page:
         found: list[Row] = []
         lines = [self.head]
         for part in self.grids:
-            own = rows(records) if (records := stored(self.grid(part, Path("runs")), self.records / part)) else []
-            if own:
+            records = stored(self.grid(part, Path("runs")), self.records / part)
+            if records:
+                own = rows(records)
                 found += own
                 lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
+                if part in self.drawn:
+                    lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, records, self.drawn[part])]
         notes = RESULTS / f"{self.name}.notes.md"
         text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
         (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
