@@ -62,6 +62,11 @@ class Method:
     summary: str = field(default="", compare=False, repr=False)
 
 
+_KEPT_DOWN = AttributionPenalty(
+    strength=4.0, anchor="original", penalty="hinge", scale="relative", level="neuron", of="log_odds"
+)
+"""The strongest form of the penalty that we found: the neurons' negative influence on the log-odds may not grow."""
+
 METHODS: Final[dict[str, Method]] = {
     "ga": Method(GradientAscent(), summary="gradient ascent on the forget answers (arXiv:2210.01504)"),
     "graddiff": Method(GradDiff(), summary="ascent on forget, descent on retain answers (arXiv:2401.06121)"),
@@ -113,6 +118,17 @@ METHODS: Final[dict[str, Method]] = {
         GradDiff(),
         (AttributionPenalty(strength=1e-3),),
         summary="graddiff that may not hide: negative attributions stay (arXiv:2509.22263)",
+    ),
+    "ssiuu_best": Method(
+        GradDiff(),
+        (_KEPT_DOWN,),
+        summary="ssiuu on neurons: negative influence on the log-odds may not grow over that of the start",
+    ),
+    "durable_ssiuu": Method(
+        Bounded(restore=1.0),
+        (replace(_KEPT_DOWN, strength=1.0), SimulatedRelearning()),
+        loop={"min_steps": 60, "max_steps": 120},
+        summary="durable with the penalty of ssiuu_best",
     ),
 }
 
