@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
+from expunge.audit.verdict import Rule
 from expunge.report.record import Attack, Record
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % points of Student's t with n - 1 degrees of freedom."""
+
+REQUIRED = Rule().required
 
 _DIGITS = 4
 
@@ -76,10 +79,14 @@ class Row:
 
 
 def rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
-    """The rows of records by method name; the first method is what the others are compared with."""
+    """The rows of records by method name; the first method is what the others are compared with.
+
+    The attacks that a verdict requires come first.
+    """
     found, first = [], next(iter(records.values()))
     for name, own in records.items():
-        for attack in dict.fromkeys(a.name for record in own for a in record.attacks):
+        attacks = dict.fromkeys(a.name for record in own for a in record.attacks)
+        for attack in sorted(attacks, key=lambda each: each not in REQUIRED):
             found.append(_row(name, attack, own, first))
     return found
 
