@@ -37,6 +37,7 @@ class Data(_Strict):
 
     Args:
         benchmark: a name of `expunge list benchmarks`; excludes the files.
+        folder: where the files of a benchmark lie that is not in the package.
         forget, retain, attack: files or `datasets` ids read by `read_examples`.
         test: name -> file of further questions to score.
         text: a file of plain text for perplexity and KL; the bundled passages where absent.
@@ -45,6 +46,7 @@ class Data(_Strict):
     """
 
     benchmark: str | None = None
+    folder: str | None = None
     forget: str | None = None
     retain: str | None = None
     attack: str | None = None

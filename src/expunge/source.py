@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from expunge.data.benchmarks import BENCHMARKS
+from expunge.data.benchmarks import BENCHMARKS, Benchmark
 from expunge.data.collate import QUESTIONS, Encoder, Template
 from expunge.data.distractors import with_options
 from expunge.data.example import Example
@@ -18,6 +18,7 @@ from expunge.data.sources import read_examples, read_texts
 from expunge.errors import InputError, nearest
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.smollm import cache_folder, fetch_smollm2
+from expunge.models.teaching import Lessons, teach_smollm2
 from expunge.progress import Progress, Silent
 from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
 from expunge.request import FORGET_GROUPS, Request
@@ -48,22 +49,50 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Source:
 
 
 def _trained(recipe: Recipe, progress: Progress) -> Source:
-    """A small model that the benchmark trains with the forget set, and its gold control without."""
-    if recipe.data.benchmark != "people":
+    """A model that knows the facts to forget because it was trained or taught here, and its gold control."""
+    benchmark = _benchmark(recipe.data) if recipe.data.benchmark else None
+    if benchmark is None or not (benchmark.train or benchmark.lessons):
         raise InputError(
             "`model: trained` needs a benchmark that trains its own model.", "model", "Use `data: {benchmark: people}`."
         )
-    from expunge.data.benchmarks.people import train_tiny
-
     request = _built(recipe.data, known=None)
-    key = hashlib.sha256(json.dumps([request.hashes(), recipe.data.seed], sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "people" / key
     paths = []
     for name, with_forget in (("trained-on-all", True), ("gold", False)):
-        if not (folder / name / "config.json").is_file():
-            train_tiny(request, with_forget=with_forget, seed=recipe.data.seed, output=folder / name, progress=progress)
-        paths.append(str(folder / name))
+        depends_on, make = _training(benchmark, request, recipe.data.seed, with_forget)
+        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+        folder = cache_folder() / benchmark.name / key / name
+        if not (folder / "config.json").is_file():
+            make(output=folder, progress=progress)
+        paths.append(str(folder))
     return Source(paths[0], recipe.control or paths[1], request)
+
+
+def _training(
+    benchmark: Benchmark, request: Request, seed: int, with_forget: bool
+) -> tuple[object, Callable[..., object]]:
+    """What a model trained or taught here depends on, and what makes it."""
+    if benchmark.lessons:
+        taught = benchmark.lessons(request, with_forget)
+        texts = [[example.prompt, example.answer] for example in taught]
+        return [repr(Lessons()), texts], partial(teach_smollm2, taught, Lessons())
+    assert benchmark.train is not None
+    return [request.hashes(), seed], partial(benchmark.train, request, with_forget=with_forget, seed=seed)
+
+
+def _benchmark(data: Data) -> Benchmark:
+    """The benchmark that the data name, with its folder if and only if it needs one."""
+    assert data.benchmark is not None
+    if data.benchmark not in BENCHMARKS:
+        raise InputError(
+            f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, BENCHMARKS)
+        )
+    found = BENCHMARKS[data.benchmark]
+    if found.from_folder != (data.folder is not None):
+        what = "needs the folder of its files" if found.from_folder else "has its data in the package"
+        raise InputError(
+            f"The benchmark {found.name!r} {what}.", "data.folder", "Give it." if found.from_folder else "Leave it out."
+        )
+    return found
 
 
 def _request(recipe: Recipe, model: str) -> Request:
@@ -79,18 +108,15 @@ def _built(data: Data, known: LoadedModel | None, template: Template = "plain") 
     """The benchmark's request; `known` is the model whose right answers limit the choice."""
     from expunge.models.scores import score_items
 
-    assert data.benchmark is not None
-    if data.benchmark not in BENCHMARKS:
-        raise InputError(
-            f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, BENCHMARKS)
-        )
+    benchmark = _benchmark(data)
 
     def answers_right(examples: Sequence[Example]) -> Sequence[bool]:
         assert known is not None
         encoder = Encoder(known.tokenizer, template)
         return [score.correct for score in score_items(known.model, encoder, examples)]
 
-    return BENCHMARKS[data.benchmark].build(known=answers_right if known else None, seed=data.seed, **data.settings)
+    place = {"folder": data.folder} if data.folder else {}
+    return benchmark.build(known=answers_right if known else None, seed=data.seed, **place, **data.settings)
 
 
 def _from_files(recipe: Recipe) -> Request:

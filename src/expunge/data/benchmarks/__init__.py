@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from expunge.data.benchmarks import made_up, people, world_facts
+from expunge.data.benchmarks import made_up, people, tofu, world_facts
+from expunge.data.example import Example
 from expunge.request import Request
 
 
@@ -18,12 +20,19 @@ class Benchmark:
         summary: one line for `expunge list benchmarks`.
         source: where the facts come from, and their licence.
         build: makes the request; takes `known` (which examples a model knows, or None), `seed`, and sizes by keyword.
+        train: trains the model of `model: trained` from scratch or, with `with_forget=False`, its gold control.
+        lessons: what SmolLM2 is taught to become that model, or without the facts to forget its gold control; where
+            there is neither of the two, the facts are those that a pretrained model knows.
+        from_folder: whether `build` reads files that are not in the package, out of its keyword `folder`.
     """
 
     name: str
     summary: str
     source: str
     build: Callable[..., Request]
+    train: Callable[..., Path] | None = None
+    lessons: Callable[[Request, bool], Sequence[Example]] | None = None
+    from_folder: bool = False
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -44,5 +53,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         summary="Fictional people for a small model trained here, with and without the facts to forget.",
         source="generated (Apache-2.0)",
         build=people.build,
+        train=people.train_tiny,
+    ),
+    "tofu": Benchmark(
+        name="tofu",
+        summary="20 of TOFU's fictitious authors, taught to SmolLM2 here, with and without those to forget.",
+        source="TOFU (MIT), from the folder `data.folder`",
+        build=tofu.build,
+        lessons=tofu.lessons,
+        from_folder=True,
     ),
 }
