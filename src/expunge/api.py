@@ -12,6 +12,7 @@ from expunge.attacks.catalogue import make_attack
 from expunge.data.collate import Encoder
 from expunge.pipeline import sort_settings
 from expunge.progress import Progress
+from expunge.recipe import DEFAULT_METHOD
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
@@ -24,7 +25,7 @@ def unlearn(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     request: Request,
-    method: str = "ssiuu",
+    method: str = DEFAULT_METHOD,
     *,
     transform: str | None = None,
     template: Literal["plain", "chat"] = "plain",

@@ -16,6 +16,7 @@ import typer
 
 from expunge import __version__
 from expunge.console import Bars, Finished, err, guard, out
+from expunge.recipe import DEFAULT_METHOD
 
 app = typer.Typer(
     name="expunge",
@@ -59,7 +60,7 @@ def unlearn(
     forget: Annotated[str, typer.Option(help="What must go: JSONL, JSON, parquet or a `datasets` id.")],
     retain: Annotated[str, typer.Option(help="What must stay.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; made new.")],
-    method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = "graddiff",
+    method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
     transform: Annotated[str | None, typer.Option(help="Gradient transform in the place of the method's own.")] = None,
     attack: Annotated[
         str | None, typer.Option(help="Facts of the same kind about others, for relearn-related.")

@@ -20,6 +20,7 @@ from expunge.settings import assign, read_yaml
 
 SMOLLM2 = "smollm2"
 TRAINED = "trained"
+DEFAULT_METHOD = "durable"
 
 STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign", "quantise")
 
@@ -82,7 +83,7 @@ class Recipe(_Strict):
 
     model: str
     data: Data
-    method: str = "graddiff"
+    method: str = DEFAULT_METHOD
     transform: str | None = None
     control: str | None = None
     revision: str | None = None

@@ -69,7 +69,7 @@ def unlearn(
     model: PreTrainedModel,
     encoder: Encoder,
     request: Request,
-    method: Method | str = "graddiff",
+    method: Method | str,
     arguments: UnlearnArguments | None = None,
     *,
     output: Path | None = None,
