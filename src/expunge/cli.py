@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve e
 
 import typer
 
-from expunge import __version__
+from expunge import __version__, cli_request
 from expunge.console import Bars, Finished, err, guard, out
 from expunge.recipe import DEFAULT_METHOD
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_request.app, name="request")
 
 Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Set one value; may be repeated.")]

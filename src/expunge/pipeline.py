@@ -166,6 +166,14 @@ def attack(
     return list(results.values())
 
 
+def attack_checkpoint(
+    model: str, recipe: Recipe, request: Request, folder: Path, progress: Progress | None = None
+) -> dict[str, AttackResult]:
+    """The recipe's attacks on another checkpoint or request than those of its run; results are stored in `folder`."""
+    chosen = _attacks(recipe, request, None, {})
+    return _attack_model(model, recipe, request, chosen, folder, None, progress)
+
+
 def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Measured] | None = None) -> Record:
     """Measure the original and the unlearned model, decide, and write record, report and model card.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -120,30 +120,52 @@ def _built(data: Data, known: LoadedModel | None, template: Template = "plain") 
 
 
 def _from_files(recipe: Recipe) -> Request:
-    """The request that the recipe's files spell out; questions without options get some, drawn by the data's seed."""
+    """The request that the recipe's files spell out."""
     data = recipe.data
-    assert data.forget is not None and data.retain is not None
-    read = partial(read_examples, question=QUESTIONS[recipe.template])
-    forget, retain = read(data.forget), read(data.retain)
-    test = {name: read(path) for name, path in data.test.items()}
-    attack = read(data.attack) if data.attack else ()
-    stays = [*retain, *(e for name, group in test.items() if name not in FORGET_GROUPS for e in group)]
-    filled = partial(with_options, stays=stays, goes=[*forget, *attack], seed=data.seed)
-    bare = sum(not example.options for example in forget)
+    assert data.forget is not None
+    return read_request(
+        data.forget,
+        data.retain,
+        attack=data.attack,
+        test=data.test,
+        text=data.text,
+        seed=data.seed,
+        template=recipe.template,
+    )
+
+
+def read_request(
+    forget: str,
+    retain: str | None = None,
+    *,
+    attack: str | None = None,
+    test: Mapping[str, str] | None = None,
+    text: str | None = None,
+    seed: int = 0,
+    template: Template = "plain",
+) -> Request:
+    """The request in some files, read by `read_examples`; questions without options get some, drawn by `seed`."""
+    read = partial(read_examples, question=QUESTIONS[template])
+    goes, stays = read(forget), read(retain) if retain else ()
+    groups = {name: read(path) for name, path in (test or {}).items()}
+    others = read(attack) if attack else ()
+    known = [*stays, *(e for name, group in groups.items() if name not in FORGET_GROUPS for e in group)]
+    filled = partial(with_options, stays=known, goes=[*goes, *others], seed=seed)
+    bare = sum(not example.options for example in goes)
     request = Request(
-        forget=filled(forget),
-        retain=filled(retain),
-        test={name: filled(group) for name, group in test.items()},
-        attack=attack,
-        text=read_texts(data.text) if data.text else (),
-        name=Path(data.forget).stem,
+        forget=filled(goes),
+        retain=filled(stays),
+        test={name: filled(group) for name, group in groups.items()},
+        attack=others,
+        text=read_texts(text) if text else (),
+        name=Path(forget).stem,
     )
     if drawn := bare - sum(not example.options for example in request.forget):
         log.warning(
             "%s: %d of %d questions bring no wrong options; these were drawn from the answers to other questions. "
             'Give "options" for sharper scores.',
-            data.forget,
+            forget,
             drawn,
-            len(forget),
+            len(goes),
         )
     return request

@@ -23,6 +23,8 @@ FRONT = {
     "assemble",
     "console",
     "cli",
+    "cli_request",
+    "continual",
     "demo",
     "catalogue",
     "bench",

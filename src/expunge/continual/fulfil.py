@@ -1,0 +1,194 @@
+"""Requests carried out one after another, each from the model that the one before it left.
+
+For request t the retain side is its own and that of the requests before it, without any fact that had to go; afterwards
+all requests so far are scored and attacked again. The ledger is written last: an interrupted run goes on when called
+again, and until then the last good model is the one that the ledger ends with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge import pipeline
+from expunge.continual.ledger import Entry, Ledger, Standing
+from expunge.data.example import Example
+from expunge.errors import InputError
+from expunge.folder import RunFolder, read_json
+from expunge.measure import encoder_of
+from expunge.models.load import load_model
+from expunge.models.scores import ItemScore, score_items, summarise
+from expunge.models.storage import atomic_write_text, folder_hashes
+from expunge.progress import Named, Progress, Silent
+from expunge.recipe import Recipe
+from expunge.request import Request
+
+LEAST_KNOWLEDGE = 0.1
+"""Nats of log-odds before a request below which a recovery means nothing."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Carries out the requests of a ledger.
+
+    Args:
+        ledger: what was asked and done.
+        output: folder of the runs, one below it for each request.
+        shared: recipe keys of all runs: method, settings, attacks, ...
+        progress: told of every step.
+    """
+
+    ledger: Ledger
+    output: Path
+    shared: Mapping[str, Any]
+    progress: Progress | None = None
+
+    def fulfil(self, model: str, names: Sequence[str] = ()) -> list[Entry]:
+        """Carry out `names`, or all that wait, on the checkpoint `model`; their entries.
+
+        Raises:
+            InputError: a name is not waiting, or the model is not the one that the ledger ends with.
+        """
+        waiting = self.ledger.pending()
+        if wrong := [name for name in names if name not in waiting]:
+            raise InputError(
+                f"The request {wrong[0]!r} does not wait.", str(self.ledger.file), "See `expunge request list`."
+            )
+        require_last_model(self.ledger, model)
+        done = []
+        for name in names or waiting:
+            self._fulfil(name, model)
+            done.append(self.ledger.fulfilled()[name])
+            model = str(self._run(name).model)
+        return done
+
+    def _fulfil(self, name: str, model: str) -> None:
+        recipe = self._recipe(name, model)
+        (record,) = pipeline.run_all([recipe], self.progress)
+        folder = self._run(name)
+        own = record.scores.forget
+        standings = {name: _standing(own.after.accuracy, own.after.log_odds, own.after.chance)}
+        back = max(record.attacks, key=lambda attack: attack.log_odds, default=None)
+        if back is not None:
+            standings[name] = _attacked(standings[name], back.name, back.log_odds, own.before.log_odds)
+        standings |= self._earlier(name, recipe, folder)
+        self.ledger.fulfil(
+            name,
+            {
+                "method": recipe.method,
+                "run": str(folder.path),
+                "model_before": _weights(read_json(folder.source)["hashes"]),
+                "model_after": weights_of(folder.model),
+                "verdict": record.verdict,
+                "before": own.before.log_odds,
+                "standings": standings,
+            },
+        )
+
+    def _earlier(self, name: str, recipe: Recipe, folder: RunFolder) -> dict[str, Standing]:
+        """How the requests before `name` stand in the model that its run left."""
+        found = {}
+        for other, entry in self.ledger.fulfilled().items():
+            request = self.ledger.request(other)
+            told = Named(self.progress or Silent(), f"{name}: {other}")
+            now = summarise(_scores(folder.model, recipe, request))
+            standing = _standing(now.accuracy, now.log_odds, now.chance)
+            results = pipeline.attack_checkpoint(
+                str(folder.model), recipe, request, folder.path / "earlier" / other, progress=told
+            )
+            back = max(results.values(), key=lambda result: result.best.log_odds, default=None)
+            if back is not None and entry.before is not None:
+                standing = _attacked(standing, back.name, back.best.log_odds, entry.before)
+            found[other] = standing
+        return found
+
+    def _recipe(self, name: str, model: str) -> Recipe:
+        """The recipe of the run, its data files those of the ledger and the joint retain side."""
+        stored = self.ledger.folder / "requests"
+        request, done = self.ledger.request(name), self.ledger.fulfilled()
+        retain = self.output / f"{name}.retain.jsonl"
+        lines = [json.dumps(example.to_json(), sort_keys=True) for example in self._retain(name, request)]
+        retain.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(retain, "".join(f"{line}\n" for line in lines))
+        test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}
+        test |= {f"request_{other}": str(stored / other / "forget.jsonl") for other in done}
+        data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "retain": str(retain), "test": test}
+        if request.attack:
+            data["attack"] = str(stored / name / "attack.jsonl")
+        keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
+        return Recipe.of(keys, f"request {name}")
+
+    def _retain(self, name: str, request: Request) -> list[Example]:
+        """What this request and those before it keep, without what any request so far wants forgotten."""
+        so_far = [self.ledger.request(other) for other in self.ledger.fulfilled()]
+        gone = {(e.prompt, e.answer) for each in (*so_far, request) for e in each.forget}
+        attacks = {(e.prompt, e.answer) for e in request.attack}
+        kept = {(e.prompt, e.answer): e for each in (*so_far, request) for e in each.retain}
+        found = [example for key, example in kept.items() if key not in gone | attacks]
+        if not found:
+            raise InputError("Nothing is left to retain.", f"request {name}", "Give a retain set with the request.")
+        return found
+
+    def _run(self, name: str) -> RunFolder:
+        return RunFolder(self.output / name)
+
+
+def verify(ledger: Ledger, model: str) -> list[str]:
+    """What was checked and holds: the chain, the stored requests, and that `model` is what the ledger ends with.
+
+    Raises:
+        InputError: something does not hold.
+    """
+    entries = ledger.entries()
+    for name in ledger.received():
+        ledger.request(name)
+    if not ledger.fulfilled():
+        raise InputError("No request was carried out yet.", str(ledger.file), "Run `expunge request apply` first.")
+    require_last_model(ledger, model)
+    last = next(entry for entry in reversed(entries) if entry.kind == "fulfilled")
+    return [
+        f"ledger: {len(entries)} entries, each holds the hash of the one before it",
+        f"requests: the data of {len(ledger.received())} are those received",
+        f"model: the one that request {last.request!r} left on {last.time}",
+    ]
+
+
+def require_last_model(ledger: Ledger, model: str) -> None:
+    """InputError unless `model` has the weights that the ledger ends with; any will do for a ledger without runs."""
+    last = next((entry for entry in reversed(ledger.entries()) if entry.kind == "fulfilled"), None)
+    if last is None:
+        return
+    if not Path(model).is_dir():
+        raise InputError("There is no model in this place.", model, f"The last one was left in {last.run}.")
+    if weights_of(Path(model)) != last.model_after:
+        raise InputError(
+            "This is not the model that the ledger ends with.",
+            model,
+            f"Request {last.request!r} left it in {last.run}/model.",
+        )
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """sha256 of each weight file of a checkpoint."""
+    return _weights(folder_hashes(folder))
+
+
+def _weights(hashes: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+
+
+def _scores(model: Path, recipe: Recipe, request: Request) -> tuple[ItemScore, ...]:
+    loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
+    return score_items(loaded.model, encoder_of(loaded, recipe), request.forget)
+
+
+def _standing(accuracy: float, log_odds: float, chance: float) -> Standing:
+    return Standing(accuracy=accuracy, log_odds=log_odds, chance=chance)
+
+
+def _attacked(standing: Standing, attack: str, log_odds: float, before: float) -> Standing:
+    share = log_odds / before if before >= LEAST_KNOWLEDGE else None
+    return standing.model_copy(update={"attack": attack, "attacked_log_odds": log_odds, "recovery": share})
