@@ -19,6 +19,7 @@ class RunFolder:
     model/          the unlearned checkpoint, with its card
     request/        what had to go, what had to stay, and what is scored
     attacks/        one JSON per attack, and its finished cells
+    removed.safetensors  what a projection removed, for the next request; absent with other parametrizations
     training.json   how the unlearning went; metrics.jsonl step by step
     record.json     everything that the report shows
     report.html     the page
@@ -45,6 +46,11 @@ class RunFolder:
     def control_attacks(self) -> Path:
         """Results of the same attacks on the control."""
         return self.path / "control"
+
+    @property
+    def removed(self) -> Path:
+        """What a projection removed."""
+        return self.path / "removed.safetensors"
 
     @property
     def training(self) -> Path:

@@ -41,6 +41,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
+from expunge.unlearning.parametrizations.sidecar import save_rows
 from expunge.unlearning.parts import build
 from expunge.unlearning.processes import join_processes, main_process_first
 
@@ -126,6 +127,8 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         return result
     learnt = time.perf_counter()
     save_pretrained_atomic(loaded.model, loaded.tokenizer, folder.model)
+    if result.removed:
+        save_rows(folder.removed, result.removed)
     training = {
         "steps": result.steps,
         "stop_reason": str(result.stop_reason.value),

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from expunge.cli import app
 from expunge.continual.ledger import Ledger
 from expunge.data.example import Example
+from expunge.unlearning.parametrizations.sidecar import load_rows
 
 Expunge = Callable[..., int]
 
@@ -147,3 +149,22 @@ def test_nobody_changes_an_old_entry(
     book.write_text(whole)
     shutil.copy(tmp_path / "second-f.jsonl", tmp_path / "ledger" / "requests" / "first" / "forget.jsonl")
     assert expunge("show", "first") == 1 and "not those received" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_projection_begins_with_what_earlier_requests_removed(
+    expunge: Expunge, model: Path, tmp_path: Path, tiny_examples: tuple[Example, ...]
+) -> None:
+    add(expunge, tmp_path, "first", tiny_examples[:2], tiny_examples[4:6])
+    add(expunge, tmp_path, "second", tiny_examples[2:3], tiny_examples[6:])
+    small = ("--set", "max_steps=1", "--set", "stop_log_odds=null", "--attacks", "quantise")
+    projected = ("--method", "mrp", "--set", "rank=1", "--set", "init=random", *small)
+    assert expunge("apply", model, "--output", "runs", *projected) == 0
+    ledger = Ledger(tmp_path / "ledger")
+    one, two = (load_rows(tmp_path / "ledger" / "removed" / f"{name}.safetensors") for name in ("first", "second"))
+    assert one.keys() == two.keys() and all(len(one[block]) == 1 and len(two[block]) == 2 for block in one)
+    assert all(torch.allclose(one[block] @ two[block].T @ two[block], one[block], atol=1e-6) for block in one)
+    file = ledger.removed()
+    assert file is not None and ledger.fulfilled()["second"].removed
+    file.write_bytes(b"else")
+    add(expunge, tmp_path, "third", tiny_examples[3:4], tiny_examples[6:])
+    assert expunge("apply", "runs/second/model", "--output", "runs", *projected) == 1

@@ -133,13 +133,13 @@ def test_folded_is_hooked_and_the_model_is_an_ordinary_one(family: str) -> None:
     assert torch.equal(model(IDS).logits, plain)  # no step was made
     disturb(projected)
     hooked = model(IDS).logits
-    bases = projected.bases()
+    bases = projected.removed()
     projected.fold()
     folded = model(IDS).logits
     assert (hooked - plain).abs().max() > 1e-2
     assert (folded - hooked).abs().max() < 1e-4
     assert [bases[block].shape for block in (0, 1)] == [(3, D)] * 2
-    assert all(torch.equal(bases[block], rows) for block, rows in projected.bases().items())
+    assert all(torch.equal(bases[block], rows) for block, rows in projected.removed().items())
     assert all((outputs(model, block) @ rows.T).abs().max() < 1e-5 for block, rows in bases.items())
     assert set(vars(model)) == attributes
     assert list(weights(model)) == names
@@ -155,7 +155,7 @@ def test_bf16_leaks_no_more_than_its_own_rounding() -> None:
     assert {p.dtype for p in projected.parameters.values()} == {torch.float32}
     disturb(projected)
     hooked = model(IDS).logits.float()
-    (rows,) = projected.bases().values()
+    (rows,) = projected.removed().values()
     projected.fold()
     folded, after = model(IDS).logits.float(), outputs(model, 1).float()
     assert (folded - hooked).abs().max() < 0.02 * hooked.abs().max()
@@ -171,7 +171,7 @@ def test_what_an_earlier_request_removed_stays_removed(tmp_path: Path) -> None:
         projected = parametrization.bind(model, number, material())
         disturb(projected, number)
         projected.fold()
-        seen.append(projected.bases())
+        seen.append(projected.removed())
         save_rows(path, seen[-1])
     assert [len(rows[1]) for rows in seen] == list(range(1, 11))
     assert not list(tmp_path.glob(".tmp*"))
@@ -186,10 +186,10 @@ def test_rows_of_a_block_not_chosen_now_are_carried_on(tmp_path: Path) -> None:
     path, first = tmp_path / "rows.safetensors", random_rows(2, torch.zeros(0, D), 7)
     save_rows(path, {0: first})
     projected = Projection(rank=1, init="random", layers=(1,), earlier=str(path)).bind(make_tiny_model(), 0)
-    assert list(projected.bases()) == [0]  # no step was made
+    assert list(projected.removed()) == [0]  # no step was made
     disturb(projected)
     projected.fold()
-    bases = projected.bases()
+    bases = projected.removed()
     assert {block: len(rows) for block, rows in bases.items()} == {0: 2, 1: 1}
     assert project(first, bases[0]).abs().max() < 1e-6
 

@@ -1,8 +1,9 @@
 """Requests carried out one after another, each from the model that the one before it left.
 
-For request t the retain side is its own and that of the requests before it, without any fact that had to go; afterwards
-all requests so far are scored and attacked again. The ledger is written last: an interrupted run goes on when called
-again, and until then the last good model is the one that the ledger ends with.
+For request t the retain side is its own and that of the requests before it, without any fact that had to go, and a
+projection begins with the rows that they removed. Afterwards all requests so far are scored and attacked again. The
+ledger is written last: an interrupted run goes on when called again, and until then the last good model is the one that
+the ledger ends with.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from expunge.models.storage import atomic_write_text, folder_hashes
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
+from expunge.unlearning.parts import field_names
 
 LEAST_KNOWLEDGE = 0.1
 """Nats of log-odds before a request below which a recovery means nothing."""
@@ -86,6 +88,7 @@ class Requests:
                 "before": own.before.log_odds,
                 "standings": standings,
             },
+            folder.removed if folder.removed.is_file() else self.ledger.removed(),
         )
 
     def _earlier(self, name: str, recipe: Recipe, folder: RunFolder) -> dict[str, Standing]:
@@ -119,7 +122,12 @@ class Requests:
         if request.attack:
             data["attack"] = str(stored / name / "attack.jsonl")
         keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
-        return Recipe.of(keys, f"request {name}")
+        recipe = Recipe.of(keys, f"request {name}")
+        removed, method = self.ledger.removed(), pipeline.check(recipe)[0]
+        if removed is None or "earlier" not in field_names(type(method.parametrization)):
+            return recipe
+        settings = {**recipe.settings, "parametrization.earlier": str(removed)}
+        return recipe.model_copy(update={"settings": settings})
 
     def _retain(self, name: str, request: Request) -> list[Example]:
         """What this request and those before it keep, without what any request so far wants forgotten."""
@@ -150,7 +158,7 @@ def verify(ledger: Ledger, model: str) -> list[str]:
     require_last_model(ledger, model)
     last = next(entry for entry in reversed(entries) if entry.kind == "fulfilled")
     return [
-        f"ledger: {len(entries)} entries, each holds the hash of the one before it",
+        f"ledger: {len(entries)} entries, each with the hash of the one before it; the last is {entries[-1].digest()}",
         f"requests: the data of {len(ledger.received())} are those received",
         f"model: the one that request {last.request!r} left on {last.time}",
     ]

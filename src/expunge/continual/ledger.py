@@ -2,6 +2,7 @@
 
     LEDGER/ledger.json          entries in order, each with the sha256 of the one before it
     LEDGER/requests/<id>/       what was asked, as `Request.save` writes it
+    LEDGER/removed/<id>.safetensors     what projections had removed by then, where the method makes some
 
 Entries are only ever added. Whoever changes an old one breaks the chain of hashes, and `check` says where.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expunge.data.example import Example
 from expunge.errors import InputError, nearest
-from expunge.models.storage import atomic_write_text
+from expunge.models.storage import atomic_write_text, sha256
 from expunge.request import Request
 
 VERSION = 1
@@ -60,6 +62,7 @@ class Entry(BaseModel):
         model_after: likewise of the model that it left.
         verdict: of the run's record.
         before: log-odds of the forget items before anything was done for this request.
+        removed: sha256 of the file of what projections had removed; empty for other methods.
         standings: of this request and of all that were fulfilled before it, by id, in the model that the run left.
     """
 
@@ -77,6 +80,7 @@ class Entry(BaseModel):
     model_after: dict[str, str] = Field(default_factory=dict)
     verdict: str = ""
     before: float | None = None
+    removed: str = ""
     standings: dict[str, Standing] = Field(default_factory=dict)
 
     def digest(self) -> str:
@@ -141,6 +145,16 @@ class Ledger:
             raise InputError("The data of a request are not those received.", str(self.folder / "requests" / name))
         return request
 
+    def removed(self) -> Path | None:
+        """The file of what projections have removed so far, or None; InputError if it is another than was kept."""
+        kept = [entry for entry in self.entries() if entry.removed]
+        if not kept:
+            return None
+        path = self._removed(kept[-1].request)
+        if not path.is_file() or sha256(path) != kept[-1].removed:
+            raise InputError("What earlier requests removed is missing or was changed.", str(path))
+        return path
+
     def add(self, request: Request, name: str, reason: str = "") -> list[str]:
         """Take in a request; what a reader should know about it, in sentences.
 
@@ -163,12 +177,26 @@ class Ledger:
             self._append({"kind": "received", "request": name, "reason": reason, "data": request.hashes()})
         return notes
 
-    def fulfil(self, name: str, values: Mapping[str, object]) -> None:
-        """Write down that the request `name` was carried out; `values` are the fields of its entry."""
+    def fulfil(self, name: str, values: Mapping[str, object], removed: Path | None = None) -> None:
+        """Write down that the request `name` was carried out.
+
+        Args:
+            name: the request's id.
+            values: fields of its entry.
+            removed: file of what projections have removed by now; a copy is kept.
+        """
         with self._locked():
             if name not in self.pending():
                 raise InputError(f"The request {name!r} does not wait.", str(self.file))
-            self._append({"kind": "fulfilled", "request": name, **values})
+            digest = ""
+            if removed is not None:
+                self._removed(name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(removed, self._removed(name))
+                digest = sha256(removed)
+            self._append({"kind": "fulfilled", "request": name, "removed": digest, **values})
+
+    def _removed(self, name: str) -> Path:
+        return self.folder / "removed" / f"{name}.safetensors"
 
     def _append(self, values: Mapping[str, object]) -> None:
         entries = self.entries()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.data.collate import Encoder
@@ -55,6 +56,7 @@ class UnlearnResult:
         seconds: wall time of the loop, the earlier parts of a resumed run included.
         peak_bytes: the most memory that the process has held.
         final: scores of the forget items after the last step: of those with options, if any has.
+        removed: what a projection removed, by block: rows for `Projection.earlier` of the next request.
     """
 
     steps: int
@@ -63,6 +65,7 @@ class UnlearnResult:
     seconds: float
     peak_bytes: int
     final: Scores
+    removed: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def unlearn(
@@ -134,7 +137,8 @@ def train(
         keeper = Keeper(session, output if processes.main else None, name, arguments, history)
         rule = StopRule.of(arguments, graded, None if start.block is not None else width(start.read.head))
         score = partial(_scores, model, encoder, graded or forget)
-        return _Loop(stepper, rule, landing, keeper, score, progress, history).run()
+        result = _Loop(stepper, rule, landing, keeper, score, progress, history).run()
+        return replace(result, removed=trained.removed())
     finally:
         trained.fold()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.models.answers import length_sorted
@@ -70,6 +70,10 @@ class Trained:
         self._before = [(p, p.requires_grad) for p in model.parameters()]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
+
+    def removed(self) -> Mapping[int, Tensor]:
+        """By block, rows that no later request may bring back, as far as the weights alone do not say; often none."""
+        return {}
 
     def fold(self) -> None:
         """Put what was learned into the model's own weights, drop all gradients, and free what was held still."""

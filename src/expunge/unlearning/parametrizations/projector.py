@@ -86,7 +86,7 @@ class Projected(Trained):
         own = {id(projector.rows) for projector in self._projectors.values()}
         super().__init__(model, [name for name, p in model.named_parameters() if id(p) in own], self._take_out)
 
-    def bases(self) -> Rows:
+    def removed(self) -> Rows:
         """What this request and those before it removed, by block, also after `fold`: W_old of the next request."""
         own = {block: projector.basis().detach() for block, projector in self._projectors.items()}
         return {**self._earlier, **(own if self._begun() else {})}
