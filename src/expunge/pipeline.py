@@ -31,6 +31,7 @@ from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model
 from expunge.models.memory import peak_bytes
+from expunge.models.projections import save_rows
 from expunge.models.scores import score_items
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
@@ -41,7 +42,6 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
-from expunge.unlearning.parametrizations.sidecar import save_rows
 from expunge.unlearning.parts import build
 from expunge.unlearning.processes import join_processes, main_process_first
 

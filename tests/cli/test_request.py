@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from expunge.cli import app
 from expunge.continual.ledger import Ledger
 from expunge.data.example import Example
-from expunge.unlearning.parametrizations.sidecar import load_rows
+from expunge.models.projections import load_rows
 
 Expunge = Callable[..., int]
 

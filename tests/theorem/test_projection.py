@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +14,26 @@ from transformers import PreTrainedModel
 from expunge.data.collate import collate
 from expunge.errors import InputError
 from expunge.models.architecture import FAMILIES, base_linear, describe
-from expunge.progress import Progress, Silent
+from expunge.models.projections import load_rows, project, save_rows
+from expunge.progress import Silent
 from expunge.unlearning.arguments import UnlearnArguments
-from expunge.unlearning.loop import UnlearnResult, train, unlearn
-from expunge.unlearning.methods import Method, build_method
-from expunge.unlearning.parametrizations.base import Material
+from expunge.unlearning.loop import train
 from expunge.unlearning.parametrizations.projection import Projection
-from expunge.unlearning.parametrizations.projector import Projected, Projector, fold_projection
-from expunge.unlearning.parametrizations.sidecar import load_rows, save_rows
-from expunge.unlearning.parametrizations.subspace import project, random_rows, row_space
+from expunge.unlearning.parametrizations.projector import Projector, fold_projection
+from expunge.unlearning.parametrizations.subspace import random_rows, row_space
 from expunge.unlearning.stopping import StopReason
 from families import family_model
+from projection_runs import IDS, D, disturb, material, method, run
 from tiny import make_tiny_model
 from unlearning_runs import (
     EXAMPLES,
-    SMOOTH,
     CutAfter,
     assert_same,
     history,
     largest_difference,
     make_encoder,
-    make_request,
     weights,
 )
-
-IDS = torch.arange(3, 15).view(2, 6)
-D = 32
-
-
-def method(**settings: Any) -> Method:
-    return replace(build_method("graddiff"), parametrization=Projection(**{"rank": 2, "tokens": "content", **settings}))
-
-
-def run(
-    model: PreTrainedModel,
-    settings: Mapping[str, Any] | None = None,
-    output: Path | None = None,
-    progress: Progress | None = None,
-    **arguments: Any,
-) -> UnlearnResult:
-    made = UnlearnArguments(**{**SMOOTH, **arguments})
-    encoder, request = make_encoder(), make_request()
-    return unlearn(
-        model, encoder, request, method(**(settings or {})), made, output=output, progress=progress or Silent()
-    )
-
-
-def material() -> Material:
-    encoder = make_encoder()
-    items = [encoder.encode(example.prompt, example.answer) for example in EXAMPLES]
-    return Material(items[:5], items[5:], encoder.pad_id)
-
-
-def disturb(projected: Projected, seed: int = 0) -> None:
-    """What training may do to the rows, and more."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for rows in projected.parameters.values():
-            rows.add_(torch.randn(rows.shape, generator=generator), alpha=0.3)
 
 
 def outputs(model: PreTrainedModel, block: int) -> Tensor:
@@ -303,7 +263,6 @@ def test_layers_are_all_but_the_first_those_named_or_those_with_most_energy_outs
         ({"rank": 0}, "rank must be at least 1"),
         ({"energy": 1.0}, "energy must be"),
         ({"n_layers": -1}, "number of layers"),
-        ({"site": "block"}, "cannot be folded"),
         ({"layers": (7,)}, "no block 7"),
         ({"init": "paper"}, "there are none"),
         ({"rank": 33, "init": "random"}, "no room for 33"),

@@ -166,7 +166,7 @@ def test_moments_of_a_model_are_those_of_its_states(pool: Pool, rows: int) -> No
     gone = row_space(torch.randn(2, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     removed = {0: gone, 1: gone[:0]}
     batches = [collate(ITEMS[i : i + rows], pad_id=0) for i in range(0, 3, rows)]
-    found = output_moments(arch, maps, pool, frozenset({0, 1, 2}), removed, batches)
+    found = output_moments(arch, maps, 32, pool, frozenset({0, 1, 2}), removed, batches)
 
     down = model.get_submodule("model.layers.0.mlp.down_proj").weight
     down.data -= gone.T @ gone @ down.data

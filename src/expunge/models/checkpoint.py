@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.errors import InternalError
+from expunge.models.projections import FILE, attached, save_rows
 from expunge.models.storage import atomic_folder, atomic_write_text, folder_hashes, remove_leftovers, sha256
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def save_pretrained_atomic(model: PreTrainedModel, tokenizer: PreTrainedTokenize
         model.config.use_cache = True  # we switch it off for training; whoever loads the folder wants to generate
         with quiet(), atomic_folder(folder) as work:
             model.save_pretrained(work)
+            if rows := attached(model):
+                save_rows(work / FILE, rows)
             tokenizer.save_pretrained(work)
     finally:
         model.config.use_cache = use_cache

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from expunge.errors import InputError, ResourceError, nearest
+from expunge.models.projections import FILE, attach, load_rows
 from expunge.models.quiet import quiet
 from expunge.models.smollm import cache_folder, fetch_smollm2, model_source
 from expunge.models.storage import disk_errors, folder_hashes
@@ -58,6 +59,8 @@ def load_model(
 ) -> LoadedModel:
     """The causal language model and tokenizer at `path`, a local folder or else a Hub id.
 
+    Projections of whole blocks that were saved with the model are at work in it.
+
     Raises:
         InputError: nothing is there, it is no causal language model, it needs its own code, its weights are missing,
             damaged or pickled, the tokenizer is missing or another model's, the dtype or the device is unknown.
@@ -71,6 +74,8 @@ def load_model(
         _check_weights(folder)
         tokenizer = _tokenizer(folder)
         model = _to_device(_model(folder, DTYPES[dtype]), device)
+    if (folder / FILE).is_file():
+        attach(model, load_rows(folder / FILE))
     rows = _vocabulary(model)
     if len(tokenizer) > rows:
         what = f"The tokenizer knows {len(tokenizer)} tokens, the model only {rows}."

@@ -107,6 +107,12 @@ METHODS: Final[dict[str, Method]] = {
         loop={"learning_rate": 1e-2},
         summary="directions of the MLP outputs projected out, and folded in (arXiv:2508.15449)",
     ),
+    "mrp_code": Method(
+        GradDiff(retain_weight=1.2),
+        parametrization=Projection(rank=2, n_layers=2, site="block", init="code"),
+        loop={"learning_rate": 1e-2},
+        summary="mrp as its authors' script has it: whole blocks, not folded, begun the other way round",
+    ),
     "bounded": Method(Bounded(), summary="hinge on the answer's margin over its options: stops at ignorance"),
     "durable": Method(
         Bounded(restore=1.0),

@@ -1,12 +1,13 @@
 """The outputs of chosen MLP branches lose a learned subspace: metamorphosis representation projection.
 
     h <- h - (h Q^T) Q,    Q = qr([W_old; W_new]^T)^T                          arXiv:2508.15449
-    W_down <- (I - Q^T Q) W_down,    b_down <- (I - Q^T Q) b_down              folded, exactly
+    W_down <- (I - Q^T Q) W_down,    b_down <- (I - Q^T Q) b_down              folded, exactly, at site "mlp"
 
 W_new [k, d] is trained, through the QR, and W_old are the rows of earlier requests. Stacked by one QR they span what
 every request has removed: what W_old took away stays away wherever training takes W_new (a product of projections has
 no such property). W and Q are fp32 whatever the model's dtype: in bf16 a tenth of a percent would leak. Unlike in the
-authors' code the site is the MLP's output, not the block's, because only there is the result an ordinary checkpoint.
+authors' code the site is the MLP's output, not the block's, because only there is the result an ordinary checkpoint; at
+site "block" the projection stays in the model (`models.projections`), for comparison.
 
 Until the first step the model is as it was, and so it stays if no step is made. Only the span of W_new counts, and its
 rows begin with length 1: a learning rate of 1e-2 is usual, not 1e-5.
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.models.architecture import Architecture, base_linear, describe, width
+from expunge.models.projections import attach, attached, load_rows
 from expunge.unlearning.parametrizations.base import Material, Parametrization
 from expunge.unlearning.parametrizations.layers import chosen_blocks
-from expunge.unlearning.parametrizations.projector import Linear, Projected, Rows
-from expunge.unlearning.parametrizations.sidecar import load_rows
+from expunge.unlearning.parametrizations.projector import Projected, Rows, fold_projection
 from expunge.unlearning.parametrizations.states import Pool, output_moments
 from expunge.unlearning.parametrizations.subspace import (
     Moments,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 Init = Literal["paper", "code", "random", "leace"]
 OutputSite = Literal["mlp", "block"]
+Train = Literal["new", "combined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ class Projection(Parametrization):
         layers: indices of blocks; negative ones count from the end; empty for all but the first.
         n_layers: of these, only the so many whose forget states have the largest share of their energy outside the
             retain subspace; 0 for all.
-        site: "mlp"; "block", the output of the whole block, does not fold and is refused.
+        site: "mlp", or "block": the output of the whole block, which does not fold.
+        train: "new" rows only, or "combined": those of earlier requests too, which then may lose what they removed.
         init: of W_new. "paper": the directions of the forget states outside the retain subspace; "code": the other way
             round, as the authors' script has it; "random": the control of equal rank; "leace": what tells forget from
             retain states linearly, one row.
@@ -69,6 +72,7 @@ class Projection(Parametrization):
     layers: tuple[int, ...] = ()
     n_layers: int = 0
     site: OutputSite = "mlp"
+    train: Train = "new"
     init: Init = "paper"
     energy: float = 0.95
     tokens: Pool = "answer"
@@ -81,28 +85,42 @@ class Projection(Parametrization):
             raise InputError("The number of layers must be at least 0.", f"n_layers={self.n_layers}")
         if not 0 <= self.energy < 1:
             raise InputError("energy must be at least 0 and below 1.", f"energy={self.energy}")
-        if self.site == "block":
-            raise InputError(
-                "A projection of the block's output cannot be folded into the weights.",
-                "site=block",
-                'Use site "mlp", whose result is an ordinary checkpoint.',
-            )
 
     def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Projected:
         """The rows of W_new, begun as `init` says; InputError where no block has a direction to begin with."""
         arch = describe(model)
         blocks = chosen_blocks(arch, self.layers or tuple(range(1, len(arch.blocks))))
-        maps = {block: base_linear(arch.linears[block]["down"]) for block in blocks}
-        fixed = self._earlier_rows(arch)
-        new = self._initial_rows(arch, maps, fixed, seed, material)
+        there = attached(model)
+        fixed = self._earlier_rows(arch, there)
+        modules = {block: self._module(arch, block) for block in blocks}
+        new = self._initial_rows(arch, modules, fixed, seed, material)
         if not new:
             raise InputError("The forget states have no direction of their own.", f"init={self.init}", "Lower energy.")
         earlier = {block: rows for block, rows in fixed.items() if len(rows)}
-        return Projected(model, {block: (maps[block], fixed[block], rows) for block, rows in new.items()}, earlier)
+        sites = {block: (modules[block], *self._started(fixed[block], rows)) for block, rows in new.items()}
+        return Projected(model, sites, earlier, partial(self._settle, model, arch))
 
-    def _earlier_rows(self, arch: Architecture) -> Rows:
-        """An orthonormal basis of W_old for every block, without rows where nothing was removed."""
-        saved = load_rows(Path(self.earlier)) if self.earlier else {}
+    def _module(self, arch: Architecture, block: int) -> nn.Module:
+        """Whose output loses the rows."""
+        return arch.blocks[block] if self.site == "block" else base_linear(arch.linears[block]["down"])
+
+    def _settle(self, model: PreTrainedModel, arch: Architecture, block: int, basis: Tensor) -> None:
+        """Fold the projection into the weights or, at site "block", leave it in the model."""
+        if self.site == "block":
+            attach(model, {block: basis.to(_wide(base_linear(arch.linears[block]["down"]).weight))})
+        else:
+            fold_projection(base_linear(arch.linears[block]["down"]), basis)
+
+    def _started(self, fixed: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """W_old, and what is trained."""
+        return (fixed, rows) if self.train == "new" else (fixed[:0], torch.cat([fixed, rows]))
+
+    def _earlier_rows(self, arch: Architecture, there: Mapping[int, Tensor]) -> Rows:
+        """An orthonormal basis of W_old for every block, without rows where nothing was removed.
+
+        At site "block" these are the rows that are still in the model, unless a file is given.
+        """
+        saved = load_rows(Path(self.earlier)) if self.earlier else dict(there) if self.site == "block" else {}
         if others := sorted(saved.keys() - set(range(len(arch.blocks)))):
             raise InputError(
                 f"The model has no block {others[0]}.", f"earlier={self.earlier}", "Is it another model's?"
@@ -121,14 +139,15 @@ class Projection(Parametrization):
         return fixed
 
     def _initial_rows(
-        self, arch: Architecture, maps: Mapping[int, Linear], fixed: Rows, seed: int, material: Material | None
+        self, arch: Architecture, modules: Mapping[int, nn.Module], fixed: Rows, seed: int, material: Material | None
     ) -> Rows:
         """W_new of the blocks that are taken: orthonormal rows, orthogonal to the fixed ones."""
         if self.init == "random" and not self.n_layers:
-            return {block: random_rows(self.rank, fixed[block], seed + block) for block in maps}
+            return {block: random_rows(self.rank, fixed[block], seed + block) for block in modules}
         if material is None:
             raise InputError("This projection begins at what the data say, and there are none.", f"init={self.init}")
-        moments = partial(output_moments, arch, maps, self.tokens, material.special_ids, fixed)
+        d = width(arch.linears[0]["down"])
+        moments = partial(output_moments, arch, modules, d, self.tokens, material.special_ids, fixed)
         forget, retain = (moments(material.batches(items)) for items in (material.forget, material.retain))
         taken = self._taken(forget, retain)
         if self.init == "random":

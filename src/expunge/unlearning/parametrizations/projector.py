@@ -1,6 +1,6 @@
-"""Projections at work: at the outputs of linear maps while their rows are trained, and then inside the weights.
+"""Projections at work: at the outputs of modules while their rows are trained, and then inside the weights.
 
-h <- h - (h Q^T) Q    is    W <- (I - Q^T Q) W,    b <- (I - Q^T Q) b
+h <- h - (h Q^T) Q    is    W <- (I - Q^T Q) W,    b <- (I - Q^T Q) b        where h is the output of a linear map
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from expunge.models.projections import project, through
 from expunge.unlearning.parametrizations.base import Trained
-from expunge.unlearning.parametrizations.subspace import project
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Linear = nn.Linear | Conv1D
-Rows = dict[int, Float[Tensor, "rows d"]]
-
 _NAME: Final = "projection"
+
+Rows = dict[int, Float[Tensor, "rows d"]]
 
 
 class Projector(nn.Module):
@@ -63,26 +63,28 @@ class Projector(nn.Module):
 
 
 class Projected(Trained):
-    """A model with projections at the outputs of linear maps, until they are folded into those maps.
+    """A model with projections at the outputs of some modules, one in a block, while their rows are trained.
 
     Args:
         model: the model.
-        sites: by block, the linear map, W_old and the beginning of W_new.
+        sites: by block, the module, W_old and the beginning of W_new.
         earlier: W_old by block, of blocks without a site too.
+        settle: makes what a block's module gives in the end, after at least one step, lose the span of these rows.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        sites: Mapping[int, tuple[Linear, Tensor, Tensor]],
+        sites: Mapping[int, tuple[nn.Module, Tensor, Tensor]],
         earlier: Mapping[int, Tensor],
+        settle: Callable[[int, Tensor], None],
     ) -> None:
-        self._moved, self._earlier = False, dict(earlier)
-        self._maps = {block: linear for block, (linear, _, _) in sites.items()}
+        self._moved, self._earlier, self._settle = False, dict(earlier), settle
+        self._modules = {block: module for block, (module, _, _) in sites.items()}
         self._projectors = {block: Projector(fixed, rows, self._begun) for block, (_, fixed, rows) in sites.items()}
-        self._handles = [linear.register_forward_hook(_through_projection) for linear in self._maps.values()]
-        for block, linear in self._maps.items():
-            linear.add_module(_NAME, self._projectors[block])
+        self._handles = [module.register_forward_hook(through(_NAME)) for module in self._modules.values()]
+        for block, module in self._modules.items():
+            module.add_module(_NAME, self._projectors[block])
         own = {id(projector.rows) for projector in self._projectors.values()}
         super().__init__(model, [name for name, p in model.named_parameters() if id(p) in own], self._take_out)
 
@@ -98,14 +100,14 @@ class Projected(Trained):
 
     @torch.no_grad()
     def _take_out(self) -> None:
-        """Take the projections out of the model and, if a step was made, fold them into the weights."""
+        """Take the trained projections out of the model and, if a step was made, settle what they became."""
         begun = self._begun()
         for handle in self._handles:
             handle.remove()
-        for block, linear in self._maps.items():
-            delattr(linear, _NAME)
+        for block, module in self._modules.items():
+            delattr(module, _NAME)
             if begun:
-                fold_projection(linear, self._projectors[block].basis(torch.float64))
+                self._settle(block, self._projectors[block].basis(torch.float64))
 
 
 def fold_projection(linear: Linear, basis: Float[Tensor, "rows d"]) -> None:
@@ -114,8 +116,3 @@ def fold_projection(linear: Linear, basis: Float[Tensor, "rows d"]) -> None:
     for outputs in (by_output, linear.bias):
         if outputs is not None:
             outputs.data.copy_(project(outputs.to(basis.dtype), basis))
-
-
-def _through_projection(linear: nn.Module, args: object, out: Tensor) -> Tensor:
-    projected: Tensor = linear.get_submodule(_NAME)(out)
-    return projected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from expunge.data.collate import Batch
 from expunge.models.answers import evaluating
-from expunge.models.architecture import Architecture, width
-from expunge.unlearning.parametrizations.subspace import Moments, project
+from expunge.models.architecture import Architecture
+from expunge.models.projections import project
+from expunge.unlearning.parametrizations.subspace import Moments
 
 Pool = Literal["answer", "content"]
 
@@ -36,31 +37,36 @@ def pooled(batch: Batch, pool: Pool, special_ids: frozenset[int]) -> Bool[Tensor
 
 def output_moments(
     arch: Architecture,
-    maps: Mapping[int, nn.Module],
+    modules: Mapping[int, nn.Module],
+    d: int,
     pool: Pool,
     special_ids: frozenset[int],
     removed: Mapping[int, Tensor],
     batches: Iterable[Batch],
 ) -> dict[int, Moments]:
-    """Moments of the outputs of `maps`, by their keys, while each gives its output without the `removed` directions."""
+    """Moments of the outputs of `modules`, of size d, by their keys, while each gives them without `removed`."""
     like = next(arch.backbone.parameters())
-    found = {key: Moments(like, width(module)) for key, module in maps.items()}
+    found = {key: Moments(like, d) for key in modules}
     with evaluating(arch.backbone), ExitStack() as hooks:
-        for key, module in maps.items():
+        for key, module in modules.items():
             hooks.callback(module.register_forward_hook(partial(_remove, removed[key])).remove)
         for batch in batches:
             moved = batch.to(like.device)
             chosen = pooled(moved, pool, special_ids)
             with ExitStack() as gathering:
-                for key, module in maps.items():
+                for key, module in modules.items():
                     gathering.callback(module.register_forward_hook(partial(_gather, found[key], chosen)).remove)
                 arch.backbone(input_ids=moved.input_ids, use_cache=False)
     return found
 
 
-def _remove(rows: Tensor, module: nn.Module, args: object, out: Tensor) -> Tensor:
-    return project(out.to(rows.dtype), rows).to(out.dtype) if len(rows) else out
+def _remove(rows: Tensor, module: nn.Module, args: object, out: Any) -> Any:
+    if not len(rows):
+        return out
+    hidden = out[0] if isinstance(out, tuple) else out
+    left = project(hidden.to(rows.dtype), rows).to(hidden.dtype)
+    return (left, *out[1:]) if isinstance(out, tuple) else left
 
 
-def _gather(moments: Moments, chosen: Tensor, module: nn.Module, args: object, out: Tensor) -> None:
-    moments.add(out[chosen])
+def _gather(moments: Moments, chosen: Tensor, module: nn.Module, args: object, out: Any) -> None:
+    moments.add((out[0] if isinstance(out, tuple) else out)[chosen])

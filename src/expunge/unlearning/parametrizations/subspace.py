@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from expunge.models.projections import project
+
 DataInit = Literal["paper", "code", "leace"]
 
 NEGLIGIBLE: Final = 1e-6
@@ -114,11 +116,6 @@ def random_rows(rank: int, fixed: Float[Tensor, "r d"], seed: int) -> Float[Tens
     """Orthonormal rows in a direction drawn with `seed`, orthogonal to the fixed ones."""
     draw = torch.randn(rank, fixed.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return row_space(project(draw, fixed.double().cpu())).to(fixed)
-
-
-def project(states: Float[Tensor, "*n d"], rows: Float[Tensor, "r d"]) -> Float[Tensor, "*n d"]:
-    """x - (x Q^T) Q for every row x of `states`: what is left outside the span of the orthonormal `rows`."""
-    return states - (states @ rows.T) @ rows
 
 
 def _descending(second: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,118 @@
+"""Rows of orthogonal projections: on disk, and in models whose blocks give their outputs without what the rows span.
+
+    h <- h - (h Q^T) Q                        Q [r, d]: orthonormal rows of one block, `block.7` in a safetensors file
+
+A projection of an MLP's output is folded into its weights, and its rows lie beside the run for the next request. One of
+a whole block's output cannot be folded: the rows stay in the model, as a hook and in the file `FILE` of its folder, and
+whoever loads that folder with something else than `load_model` gets the model without them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from expunge.errors import InputError
+from expunge.models.architecture import describe
+from expunge.models.storage import TEMPORARY, disk_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FILE: Final = "projections.safetensors"
+_NAME: Final = "kept_projection"
+
+
+def project(states: Float[Tensor, "*n d"], rows: Float[Tensor, "r d"]) -> Float[Tensor, "*n d"]:
+    """x - (x Q^T) Q for every row x of `states`: what is left outside the span of the orthonormal `rows`."""
+    return states - (states @ rows.T) @ rows
+
+
+class Hooked(nn.Module):
+    """A projection that stays in the model; its rows are no parameters, so that no training moves them.
+
+    Args:
+        block: index of the block.
+        rows: Q, in at least fp32.
+    """
+
+    rows: Tensor
+
+    def __init__(self, block: int, rows: Float[Tensor, "r d"]) -> None:
+        super().__init__()
+        self.block = block
+        self.register_buffer("rows", rows.detach().clone(), persistent=False)
+
+    def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        """The states without what Q spans, computed in the dtype of Q and given in their own."""
+        return project(hidden.to(self.rows.dtype), self.rows).to(hidden.dtype)
+
+
+def attach(model: PreTrainedModel, rows: Mapping[int, Float[Tensor, "r d"]]) -> None:
+    """Make blocks of `model` give their outputs without what `rows` span; earlier rows of theirs are replaced."""
+    blocks = describe(model).blocks
+    for block, value in rows.items():
+        module = blocks[block]
+        detach(module)
+        like = next(module.parameters())
+        hooked = Hooked(block, value.to(like.device))
+        module.add_module(_NAME, hooked)
+        hooked.handle = module.register_forward_hook(through(_NAME))  # type: ignore[assignment]
+
+
+def detach(module: nn.Module) -> None:
+    """Take the projection, if there is one, out of one block."""
+    hooked = module._modules.get(_NAME)
+    if isinstance(hooked, Hooked):
+        hooked.handle.remove()  # type: ignore[operator, union-attr]
+        delattr(module, _NAME)
+
+
+def attached(model: nn.Module) -> dict[int, Tensor]:
+    """The rows of the projections that stay in `model`, by block; none in an ordinary model."""
+    return {module.block: module.rows for module in model.modules() if isinstance(module, Hooked)}
+
+
+def through(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+    """A forward hook that sends a module's output, or the first of several, through its child `name`."""
+
+    def hook(module: nn.Module, args: Any, out: Any) -> Any:
+        child = module.get_submodule(name)
+        return (child(out[0]), *out[1:]) if isinstance(out, tuple) else child(out)
+
+    return hook
+
+
+def save_rows(path: Path, rows: Mapping[int, Tensor]) -> None:
+    """Write rows by the index of their block; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = path.with_name(TEMPORARY + path.name)
+        save_file({f"block.{block}": value.detach().cpu().contiguous() for block, value in rows.items()}, work)
+        work.replace(path)
+
+
+def load_rows(path: Path) -> dict[int, Tensor]:
+    """The rows by the index of their block; InputError for a file that is absent or something else."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError("The rows of earlier requests cannot be read.", str(path), f"{error}") from error
+    found: dict[int, Tensor] = {}
+    for name, value in tensors.items():
+        key = re.fullmatch(r"block\.(\d+)", name)
+        if key is None or value.ndim != 2:
+            raise InputError("This is no file of a projection's rows.", f"{path}: {name} {list(value.shape)}")
+        found[int(key[1])] = value
+    return found
