@@ -1,4 +1,4 @@
-"""Projections of whole blocks stay in the model; trained together with earlier rows they may lose what these removed."""
+"""Projections of whole blocks stay in the model; trained with earlier rows they may lose what these removed."""
 
 from __future__ import annotations
 

@@ -219,12 +219,13 @@ def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled
             f"{again[0].prompt[:80]!r} -> {again[0].answer[:40]!r}",
             "Leave them out.",
         )
-    if kept := _shared(request.retain, earlier.forget):
-        raise InputError(
-            f"The retain set holds {len(kept)} facts that request {other!r} wants forgotten.",
-            f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
-            "Leave them out of --retain.",
-        )
+    for name, examples in (("retain", request.retain), ("attack", request.attack)):
+        if kept := _shared(examples, earlier.forget):
+            raise InputError(
+                f"The {name} set holds {len(kept)} facts that request {other!r} wants forgotten.",
+                f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
+                f"Leave them out of --{name}.",
+            )
 
 
 def _overlaps(request: Request, earlier: Request, other: str) -> Iterable[str]:
