@@ -23,6 +23,8 @@ _DIGITS = 4
 class Row:
     """One method under one attack; all but the lists are means over the seeds.
 
+    forget_after_spread: mean size of the items' log-odds, without their signs: 0 if every item is unknown, large where
+    some are avoided and others still known, though the mean be 0.
     recovery: R of the log-odds (0 nothing came back, 1 everything), its 95 % interval over seeds (Student's t), as that
     of the attacked accuracy.
     against: mean difference of recovery to the first method of the table under the same attack and seeds, with its own
@@ -39,6 +41,7 @@ class Row:
     forget_before_log_odds: float
     forget_after: float
     forget_after_log_odds: float
+    forget_after_spread: float
     retain_after: float
     held_out_after: float
     attacked_accuracy: float
@@ -107,7 +110,7 @@ def dump_json(found: Iterable[Row]) -> str:
 def markdown(found: Sequence[Row]) -> str:
     """The rows as a table."""
     lines = [
-        "| method | attack | seeds | steps | after: accuracy / log-odds | attacked: accuracy / log-odds "
+        "| method | attack | seeds | steps | after: accuracy / log-odds (spread) | attacked: accuracy / log-odds "
         "| control | recovery | against the first | retain | held-out | seconds | verdicts |",
         "|" + "---|" * 13,
     ]
@@ -141,6 +144,7 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         forget_before_log_odds=_mean(s.log_odds for s in before),
         forget_after=_mean(s.accuracy for s in after),
         forget_after_log_odds=_mean(s.log_odds for s in after),
+        forget_after_spread=_mean(map(_spread, records)),
         retain_after=_mean(r.scores.retain.after.accuracy for r in records),
         held_out_after=_mean(r.scores.test.after.accuracy for r in records),
         attacked_accuracy=_mean(a.accuracy for a in attacks),
@@ -173,6 +177,13 @@ def _short(attack: Attack) -> str:
     return kind + fraction + (f"_lora{rank}" if rank else "")
 
 
+def _spread(record: Record) -> float:
+    """Mean size of the forget items' log-odds after unlearning."""
+    odds = [item.after.log_odds for item in record.items if item.split == "forget"]
+    known = [abs(value) for value in odds if value is not None]
+    return fmean(known) if known else math.nan
+
+
 def _seed(record: Record) -> int:
     seed = record.seeds["data"]
     assert isinstance(seed, int)
@@ -188,7 +199,7 @@ def _line(row: Row, *, compared: bool) -> str:
     difference = _with_interval(row.against, row.against_low, row.against_high, "+") if compared else ""
     return (
         f"| {row.method} | {row.attack} | {len(row.seeds)} | {', '.join(map(str, row.steps))} "
-        f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} "
+        f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} ({row.forget_after_spread:.1f}) "
         f"| {_with_interval(row.attacked_accuracy, row.attacked_accuracy_low, row.attacked_accuracy_high)} "
         f"/ {row.attacked_log_odds:+.2f} "
         f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f} "
