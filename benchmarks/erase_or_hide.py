@@ -28,6 +28,11 @@ are durable without one of its parts. Seconds: of unlearning, on one core beside
 """
 
 if __name__ == "__main__":
-    parts = {"world_facts": "world_facts.yaml", "made_up": "made_up.yaml", "people": "people_methods.yaml"}
+    parts = {
+        "world_facts": "world_facts.yaml",
+        "world_facts_all": "world_facts_all.yaml",
+        "made_up": "made_up.yaml",
+        "people": "people_methods.yaml",
+    }
     grids = {part: read_yaml(RECIPES / file) for part, file in parts.items()}
     main(Page("erase_or_hide", HEAD, grids, {"world_facts": "durable"}), __doc__)

@@ -10,6 +10,7 @@ from results_page import Page, main
 
 ATTACK = {"max_steps": 16, "eval_every": 4, "learning_rates": [2e-5, 5e-5]}
 TINY_ATTACK = {"max_steps": 24, "eval_every": 2, "learning_rates": [5e-4, 1e-3, 2e-3]}
+WRONG = {"pool": "wrong"}
 SHARED = {"methods": ["graddiff", "ga", "npo", "ssiuu"], "seeds": [0, 1, 2]}
 GRIDS = {
     "people": {
@@ -17,14 +18,14 @@ GRIDS = {
         "model": "trained",
         "data": {"benchmark": "people"},
         "unlearn": {"learning_rate": 5e-4},
-        "attacks": {"relearn-harmful": TINY_ATTACK, "relearn-related": TINY_ATTACK},
+        "attacks": {"relearn-harmful": {**TINY_ATTACK, **WRONG}, "relearn-related": TINY_ATTACK},
     },
     "world_facts": {
         **SHARED,
         "model": "smollm2",
         "data": {"benchmark": "world_facts"},
         "unlearn": {"learning_rate": 2e-5},
-        "attacks": {"relearn-harmful": ATTACK, "relearn-related": ATTACK},
+        "attacks": {"relearn-harmful": {**ATTACK, **WRONG}, "relearn-related": ATTACK},
     },
 }
 

@@ -46,7 +46,7 @@ def test_harmful_trains_on_its_fraction_of_the_wrong_items_and_scores_the_rest(
     scores = score_items(tiny_model, encoder, request_.forget)
     wrong = {item.id for item in scores if not item.correct}
     assert 2 <= len(wrong) < len(scores)
-    result, _ = make_attack("relearn-harmful", {**SHORT, "fraction": 0.5, "least": 2}).run(
+    result, _ = make_attack("relearn-harmful", {**SHORT, "fraction": 0.5, "pool": "wrong", "least": 2}).run(
         tiny_model, encoder, request_
     )
     assert {*result.trained_ids, *result.held_out_ids} == wrong
@@ -59,7 +59,9 @@ def test_harmful_trains_on_its_fraction_of_the_wrong_items_and_scores_the_rest(
 def test_harmful_takes_all_items_where_too_few_are_wrong_and_says_so(
     tiny_model: LlamaForCausalLM, encoder: Encoder, request_: Request
 ) -> None:
-    result, _ = make_attack("relearn-harmful", {**SHORT, "least": 9}).run(tiny_model, encoder, request_)
+    result, _ = make_attack("relearn-harmful", {**SHORT, "pool": "wrong", "least": 9}).run(
+        tiny_model, encoder, request_
+    )
     assert len(result.trained_ids) + len(result.held_out_ids) == 8
     assert "pool is all" in result.notes[0]
 

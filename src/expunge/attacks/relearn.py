@@ -142,14 +142,15 @@ class RelearnHarmful(Relearn):
 
     Args:
         fraction: of the pool that is trained on; at least one item is trained and one held out.
-        pool: "wrong" takes the forget items that the unlearned model answers wrongly (arXiv:2509.22263), unless there
-            are fewer than `least`; "all" takes every forget item.
+        pool: "all" takes every forget item; "wrong" those that the unlearned model answers wrongly (arXiv:2509.22263),
+            unless there are fewer than `least`. The wrong ones of a model that avoids some answers and still knows
+            others begin far below ignorance, and hardly come up to it: such a model looks better than it is.
         least: see `pool`.
         split_seed: of the choice of the part.
     """
 
     fraction: float = 0.3
-    pool: Literal["wrong", "all"] = "wrong"
+    pool: Literal["wrong", "all"] = "all"
     least: int = 8
     split_seed: int = 0
 
