@@ -22,9 +22,10 @@ on log-odds, attacked accuracy, and the paired difference of R to the first meth
 seeds (Student's t). Every method stops at log-odds 0 within 0.25, if it gets there within its steps. Control: on
 `people` the gold model under the same attack; on `world_facts` log-odds 0 and chance accuracy. Settings were chosen on
 other seeds (see Tuning), by hand and not with equal budgets for all methods. `harmful_0.3`: tuned on 0.3 of the
-forgotten facts that are answered wrongly, scored on the rest; `related`: on other facts of the same kind; `benign`: on
-everyday instructions, `lora8` through adapters; `quantise`: 8 and 4 bits. `without_attacker` and `without_way_back`
-are durable without one of its parts. Seconds: of unlearning, on one core beside another run.
+forgotten facts, scored on the rest (`wrong`: of those that are answered wrongly, as in the paper); `related`: on other
+facts of the same kind; `benign`: on everyday instructions, `lora8` through adapters; `quantise`: 8 and 4 bits.
+`without_attacker` and `without_way_back` are durable without one of its parts. Seconds: of unlearning, on one core
+beside another run.
 """
 
 if __name__ == "__main__":

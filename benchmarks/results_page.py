@@ -101,7 +101,7 @@ def _tuning(path: Path) -> Iterator[str]:
         return
     yield "\n## Tuning\n"
     yield "Tried on world_facts, on seeds that no table above has; log-odds / accuracy; attacks of 16 steps at 5e-5.\n"
-    yield "| tried | seed | steps | after | held-out | harmful_0.3 | related |\n|---|---|---|---|---|---|---|"
+    yield "| tried | seed | steps | after | held-out | harmful_0.3_wrong | related |\n|---|---|---|---|---|---|---|"
     for row in json.loads(path.read_text("utf-8")):
         levels = [f"{row[f'{k}_log_odds']:+.2f} / {row[f'{k}_accuracy']:.2f}" for k in ("after", "harmful", "related")]
         told = [row["what"], row["seed"], row["steps"], levels[0], f"{row['held_out_accuracy']:.2f}", *levels[1:]]

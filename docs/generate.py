@@ -95,13 +95,21 @@ def _erase_or_hide() -> str:
     """Recovery by method and attack on world_facts, from docs/results/erase_or_hide.json."""
     rows = json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8"))
     own = [row for row in rows if row["benchmark"] == "world_facts"]
-    attacks = list(dict.fromkeys(row["attack"] for row in own))
+    attacks = sorted(
+        dict.fromkeys(row["attack"] for row in own), key=lambda each: each not in ("harmful_0.3", "related")
+    )
     lines = [f"| method | seeds | {' | '.join(attacks)} | held-out | seconds |", "|" + "---|" * (len(attacks) + 4)]
     for method in dict.fromkeys(row["method"] for row in own):
         found = {row["attack"]: row for row in own if row["method"] == method}
         cells = [_recovery(found[attack]) if attack in found else "" for attack in attacks]
-        some = next(iter(found.values()))
-        told = [method, str(len(some["seeds"])), *cells, f"{some['held_out_after']:.2f}", f"{some['seconds']:.0f}"]
+        some, seeds = next(iter(found.values())), sorted({len(row["seeds"]) for row in found.values()})
+        told = [
+            method,
+            " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0})),
+            *cells,
+            f"{some['held_out_after']:.2f}",
+            f"{some['seconds']:.0f}",
+        ]
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 

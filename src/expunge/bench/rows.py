@@ -170,11 +170,12 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
 
 
 def _short(attack: Attack) -> str:
-    """As results pages call it: harmful_0.3, related, benign, benign_lora8."""
+    """As results pages call it: harmful_0.3, harmful_0.3_wrong (of facts answered wrongly), related, benign_lora8."""
     fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
     rank = attack.settings.get("lora_rank") or 0
     kind = attack.name.partition("@")[0].removeprefix("relearn-")
-    return kind + fraction + (f"_lora{rank}" if rank else "")
+    wrong = "_wrong" if attack.settings.get("pool") == "wrong" else ""
+    return kind + fraction + wrong + (f"_lora{rank}" if rank else "")
 
 
 def _spread(record: Record) -> float:
