@@ -37,7 +37,8 @@ FULL_ONLY = ("klue", "pgu", "repselect")
 
 
 def settings_of(method: str, lora: bool) -> dict[str, object]:
-    return {**TINY.get(method, {}), **(LORA if lora else {})}
+    own = {k: v for k, v in TINY.get(method, {}).items() if not (lora and k.startswith("parametrization."))}
+    return {**own, **(LORA if lora else {})}
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
