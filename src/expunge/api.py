@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
+from expunge.catalogue import DEFAULT_METHOD
 from expunge.data.collate import Encoder
 from expunge.pipeline import sort_settings
 from expunge.progress import Progress
-from expunge.recipe import DEFAULT_METHOD
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult

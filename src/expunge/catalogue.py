@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
+
+DEFAULT_METHOD: Final = "durable"
 
 
 def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[str, str]]:

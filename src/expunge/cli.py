@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve e
 import typer
 
 from expunge import __version__, cli_request
+from expunge.catalogue import DEFAULT_METHOD
 from expunge.console import Bars, Finished, err, guard, out
-from expunge.recipe import DEFAULT_METHOD
 
 app = typer.Typer(
     name="expunge",

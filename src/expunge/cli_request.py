@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from expunge.catalogue import DEFAULT_METHOD
 from expunge.console import Bars, guard, out
-from expunge.recipe import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry

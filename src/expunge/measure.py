@@ -70,8 +70,8 @@ def measure(
     return Measured(taken, dict(loaded.hashes), part)
 
 
-def score_control(path: str, recipe: Recipe, request: Request) -> tuple[ItemScore, ...]:
-    """The control's scores of the forget items, before any attack."""
+def score_forget(path: str, recipe: Recipe, request: Request) -> tuple[ItemScore, ...]:
+    """Scores of the forget items by the model at `path`."""
     loaded = load_model(path, dtype=recipe.dtype, device=recipe.device)
     return score_items(loaded.model, encoder_of(loaded, recipe), request.forget)
 

@@ -26,7 +26,7 @@ from expunge.audit.verdict import at_or_below
 from expunge.data.collate import Encoder
 from expunge.errors import InputError, VerdictBelow, nearest
 from expunge.folder import RunFolder, read_json
-from expunge.measure import Measured, encoder_of, measure, score_control
+from expunge.measure import Measured, encoder_of, measure, score_forget
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model
@@ -196,7 +196,7 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
         baselines[key] = measure(source["model"], recipe, request, progress=progress)
     before = baselines[key]
     after = measure(str(folder.model), recipe, request, before, progress)
-    control = score_control(source["control"], recipe, request) if source["control"] else None
+    control = score_forget(source["control"], recipe, request) if source["control"] else None
     attacks = [
         (_load_attack(file), _load_attack(folder.control_attacks / file.name) if source["control"] else None)
         for file in sorted(folder.attacks.glob("*.json"))

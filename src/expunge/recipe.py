@@ -15,12 +15,12 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from expunge.catalogue import DEFAULT_METHOD
 from expunge.errors import InputError, nearest
 from expunge.settings import assign, read_yaml
 
 SMOLLM2 = "smollm2"
 TRAINED = "trained"
-DEFAULT_METHOD = "durable"
 
 STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign", "quantise")
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from expunge.models.architecture import Architecture
+from expunge.models.architecture import Architecture, with_states
 
 Place = tuple[int, str]
 """A block, and a map in it: the input of `down`, the output of every other; or `RESIDUAL`, the block's own output."""
@@ -53,7 +53,7 @@ def hooked(arch: Architecture, changes: dict[Place, Callable[[Tensor], Tensor]])
         return change(inputs[0]), *inputs[1:]
 
     def outward(change: Callable[[Tensor], Tensor], module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+        return with_states(output, change)
 
     with ExitStack() as hooks:
         for (block, name), change in changes.items():

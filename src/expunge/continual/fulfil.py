@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from expunge import pipeline
+from expunge.audit.control import LEAST_KNOWLEDGE
 from expunge.continual.ledger import Entry, Ledger, Standing
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
-from expunge.measure import encoder_of
-from expunge.models.load import load_model
-from expunge.models.scores import ItemScore, score_items, summarise
+from expunge.measure import score_forget
+from expunge.models.scores import summarise
 from expunge.models.storage import atomic_write_text, folder_hashes
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
 from expunge.unlearning.parts import field_names
-
-LEAST_KNOWLEDGE = 0.1
-"""Nats of log-odds before a request below which a recovery means nothing."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class Requests:
         for other, entry in self.ledger.fulfilled().items():
             request = self.ledger.request(other)
             told = Named(self.progress or Silent(), f"{name}: {other}")
-            now = summarise(_scores(folder.model, recipe, request))
+            now = summarise(score_forget(str(folder.model), recipe, request))
             standing = _standing(now.accuracy, now.log_odds, now.chance)
             results = pipeline.attack_checkpoint(
                 str(folder.model), recipe, request, folder.path / "earlier" / other, progress=told
@@ -186,11 +183,6 @@ def weights_of(folder: Path) -> dict[str, str]:
 
 def _weights(hashes: Mapping[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
-
-
-def _scores(model: Path, recipe: Recipe, request: Request) -> tuple[ItemScore, ...]:
-    loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
-    return score_items(loaded.model, encoder_of(loaded, recipe), request.forget)
 
 
 def _standing(accuracy: float, log_odds: float, chance: float) -> Standing:

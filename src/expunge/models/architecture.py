@@ -6,8 +6,9 @@ The table holds only families whose rows are tested on a randomly initialised mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from weakref import WeakSet
 
 import torch
@@ -151,6 +152,11 @@ def base_linear(module: nn.Module) -> nn.Linear | Conv1D:
         known = "Mixtures of experts and quantized maps are not known."
         raise InputError(f"Expected a linear map, found {type(inner).__name__}.", fix=known)
     return inner
+
+
+def with_states(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A module's output with its states changed: they are the output itself, or the first of several."""
+    return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
 
 
 def width(module: nn.Module) -> int:

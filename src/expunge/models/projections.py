@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import InputError
-from expunge.models.architecture import describe
+from expunge.models.architecture import describe, with_states
 from expunge.models.storage import TEMPORARY, disk_errors
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def through(name: str) -> Callable[[nn.Module, Any, Any], Any]:
     """A forward hook that sends a module's output, or the first of several, through its child `name`."""
 
     def hook(module: nn.Module, args: Any, out: Any) -> Any:
-        child = module.get_submodule(name)
-        return (child(out[0]), *out[1:]) if isinstance(out, tuple) else child(out)
+        return with_states(out, module.get_submodule(name))
 
     return hook
 

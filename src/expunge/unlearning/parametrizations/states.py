@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.data.collate import Batch
 from expunge.models.answers import evaluating
-from expunge.models.architecture import Architecture
+from expunge.models.architecture import Architecture, with_states
 from expunge.models.projections import project
 from expunge.unlearning.parametrizations.subspace import Moments
 
@@ -61,12 +61,15 @@ def output_moments(
 
 
 def _remove(rows: Tensor, module: nn.Module, args: object, out: Any) -> Any:
-    if not len(rows):
-        return out
-    hidden = out[0] if isinstance(out, tuple) else out
-    left = project(hidden.to(rows.dtype), rows).to(hidden.dtype)
-    return (left, *out[1:]) if isinstance(out, tuple) else left
+    def left(states: Tensor) -> Tensor:
+        return project(states.to(rows.dtype), rows).to(states.dtype)
+
+    return with_states(out, left) if len(rows) else out
 
 
-def _gather(moments: Moments, chosen: Tensor, module: nn.Module, args: object, out: Any) -> None:
-    moments.add((out[0] if isinstance(out, tuple) else out)[chosen])
+def _gather(moments: Moments, chosen: Tensor, module: nn.Module, args: object, out: Any) -> Any:
+    def counted(states: Tensor) -> Tensor:
+        moments.add(states[chosen])
+        return states
+
+    return with_states(out, counted)
