@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.data.collate import collate
+import families
+from expunge.data.collate import Encoded, collate
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import Answers, answer_log_probs
+from expunge.models.answers import Answers, answer_log_probs, forward_pair
+from expunge.models.architecture import readout
+from expunge.models.candidates import answers_after, prompt_cache
 from expunge.models.scores import score_items
 from expunge.unlearning.objectives.base import Companions, Objective, StartValues, Totals
 from expunge.unlearning.objectives.bounded import Bounded, bounded_forget, margins
@@ -87,6 +90,58 @@ def test_ascent_runs_away_and_bounded_does_not() -> None:
 def test_bounded_needs_options() -> None:
     with pytest.raises(InputError, match="needs wrong options"):
         Bounded().companions(Example("Q?", "a"))
+
+
+PROMPTS = [Encoded((5, 6, 7, 8), 3), Encoded((9, 10, 11, 12, 13, 14), 4), Encoded((20, 21), 1)]
+AFTER = [
+    (0, Encoded((5, 6, 7, 30, 31, 32), 3)),  # another answer
+    (1, Encoded((9, 10, 11, 12, 13), 4)),  # the beginning of the row's own
+    (1, Encoded((9, 10, 40, 12, 41), 4)),  # another prompt, as where a tokenizer melts it into the answer
+    (1, Encoded((9, 10, 11, 12, 13, 14, 15, 16), 7)),  # goes on where the row ends
+    (2, Encoded((20, 33, 34), 1)),  # a prompt of one token
+    (0, Encoded((44, 45), 1)),  # nothing in common
+]
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_answers_after_a_prompt_are_those_of_the_whole_rows(family: str) -> None:
+    model = families.family_model(family).double()
+    forget, retain = collate(PROMPTS, 0), collate([Encoded(tuple(range(50, 57)), 4)], 0)
+    owner, rows = torch.tensor([row for row, _ in AFTER]), collate([encoded for _, encoded in AFTER], 0)
+    cache = prompt_cache(model, 15)
+    if getattr(model.config, "sliding_window", None):
+        assert cache is None  # the window of 8 is shorter than the rows
+        return
+    assert cache is not None
+    said, _ = forward_pair(model, forget, retain, 0, cache=cache)
+    after = answers_after(readout(model), rows, forget, owner, cache)
+    whole = answer_log_probs(model, rows)
+    torch.testing.assert_close(after.token, whole.token.detach(), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(after.sequence, whole.sequence.detach(), rtol=1e-9, atol=1e-10)
+    assert (after.counts.tolist(), after.targets.tolist()) == (whole.counts.tolist(), whole.targets.tolist())
+    assert not after.token.requires_grad
+    said.sequence.sum().backward()
+    kept = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    forward_pair(model, forget, retain, 0)[0].sequence.sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(kept[name], p.grad, rtol=1e-9, atol=1e-10)
+
+
+def test_a_step_reads_options_after_the_prompts_that_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights, from far fewer tokens."""
+    runs = {}
+    for way in ("cached", "in full"):
+        model = make_tiny_model()
+        tokens: list[int] = []
+        embedding = model.get_input_embeddings()
+        embedding.register_forward_hook(lambda module, ids, out, to=tokens: to.append(ids[0].numel()))
+        if way == "in full":
+            monkeypatch.setattr("expunge.unlearning.step.prompt_cache", lambda *_: None)
+        Run("bounded", arguments={"max_steps": 3, "stop_log_odds": None, "eval_steps": 3}).on(model)
+        runs[way] = sum(tokens), weights(model)
+    assert runs["cached"][0] < 0.8 * runs["in full"][0]
+    assert largest_difference(runs["cached"][1], runs["in full"][1]) < 1e-6
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])

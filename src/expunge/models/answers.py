@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from expunge.data.collate import Batch, Encoded, Encoder, collate, join
 from expunge.errors import InputError
@@ -103,32 +103,52 @@ class TextStatistics:
     tokens: int
 
 
-def answer_log_probs(model: PreTrainedModel, batch: Batch, arch: Readout | None = None) -> Answers:
+def answer_log_probs(
+    model: PreTrainedModel, batch: Batch, arch: Readout | None = None, cache: DynamicCache | None = None
+) -> Answers:
     """Log-probabilities of the batch's answers, from one forward of the backbone.
 
     The last position predicts nothing that is asked for, so it is left out. No attention mask is passed: padding is
     on the right, where causal attention does not look, and attention without a mask is faster.
 
+    Args:
+        cache: an empty one, to be filled with the keys and values of all rows.
+
     Raises:
         InputError: see `readout`.
     """
     read = arch if arch is not None else readout(model)
-    out = read.backbone(input_ids=batch.input_ids[:, :-1], use_cache=False)
-    predicted = batch.answer_mask[:, 1:]
-    hidden = out.last_hidden_state[predicted]
-    rows, targets = predicted.nonzero()[:, 0], batch.input_ids[:, 1:][predicted]
-    token = token_log_probs(read, hidden, targets)
-    sequence = token.new_zeros(len(batch)).index_add(0, rows, token)
-    return Answers(sequence, token, rows, targets, hidden, predicted.sum(1))
+    kept = {} if cache is None else {"past_key_values": cache}
+    out = read.backbone(input_ids=batch.input_ids[:, :-1], use_cache=cache is not None, **kept)
+    return answers_of(read, out.last_hidden_state, batch.input_ids[:, 1:], batch.answer_mask[:, 1:])
+
+
+def answers_of(
+    read: Readout,
+    states: Float[Tensor, "batch time d"],
+    targets: Int[Tensor, "batch time"],
+    predicted: Bool[Tensor, "batch time"],
+) -> Answers:
+    """What states say to the token that follows each, where that is one of an answer (`predicted`)."""
+    hidden = states[predicted]
+    rows, said = predicted.nonzero()[:, 0], targets[predicted]
+    token = token_log_probs(read, hidden, said)
+    sequence = token.new_zeros(len(targets)).index_add(0, rows, token)
+    return Answers(sequence, token, rows, said, hidden, predicted.sum(1))
 
 
 def forward_pair(
-    model: PreTrainedModel, forget: Batch, retain: Batch | None, pad_id: int, arch: Readout | None = None
+    model: PreTrainedModel,
+    forget: Batch,
+    retain: Batch | None,
+    pad_id: int,
+    arch: Readout | None = None,
+    cache: DynamicCache | None = None,
 ) -> tuple[Answers, Answers | None]:
-    """The answers of both batches from one fused forward, forget rows first."""
+    """The answers of both batches from one fused forward, forget rows first, in the `cache` too if there is one."""
     if retain is None:
-        return answer_log_probs(model, forget, arch), None
-    return answer_log_probs(model, join(forget, retain, pad_id), arch).split(len(forget))
+        return answer_log_probs(model, forget, arch, cache), None
+    return answer_log_probs(model, join(forget, retain, pad_id), arch, cache).split(len(forget))
 
 
 def token_log_probs(

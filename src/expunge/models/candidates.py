@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from expunge.data.collate import Encoded
-from expunge.models.answers import answer_log_probs, length_sorted, token_log_probs
+from expunge.data.collate import Batch, Encoded
+from expunge.models.answers import Answers, answer_log_probs, answers_of, length_sorted, token_log_probs
 from expunge.models.architecture import FAMILIES, Readout
 
 Group = Sequence[Encoded]
@@ -112,6 +113,51 @@ def _states(
         use_cache=True,
     )
     return torch.cat([last, out.last_hidden_state], 1)
+
+
+def prompt_cache(model: PreTrainedModel, longest: int) -> DynamicCache | None:
+    """An empty cache for rows of whose prompts `answers_after` goes on; None where the rows must be read in full.
+
+    That is so for families outside the table, and for rows longer than a sliding window, where the gap between a short
+    prompt and its continuation would count.
+
+    Args:
+        longest: columns of the rows and of what follows them, together.
+    """
+    window = getattr(model.config, "sliding_window", None) or longest
+    return DynamicCache() if model.config.model_type in FAMILIES and longest <= window else None
+
+
+@torch.no_grad()
+def answers_after(
+    read: Readout, rows: Batch, prompts: Batch, owner: Int[Tensor, " rows"], cache: DynamicCache
+) -> Answers:
+    """What a model says to `rows`, each of which begins as row `owner` of `prompts` does; without a graph.
+
+    `cache` holds the keys and values of `prompts` (and perhaps of rows after them), and is used up. A row is read again
+    from its prompt's last token on, or from where it first differs.
+    """
+    device = rows.input_ids.device
+    held = cache.get_seq_length()
+    cache.batch_select_indices(owner)  # the selection has no graph: the rows of `prompts` keep theirs
+    width = min(rows.input_ids.shape[1], prompts.input_ids.shape[1], held)
+    same = rows.input_ids[:, :width] == prompts.input_ids[owner, :width]
+    same &= prompts.attention_mask[owner, :width].bool()
+    begin = torch.minimum(same.long().cumprod(1).sum(1), rows.answer_mask.long().argmax(1) - 1)[:, None]
+    lengths = rows.attention_mask.sum(1, keepdim=True) - begin
+    place = begin + torch.arange(int(lengths.max()), device=device)
+    inside = place < begin + lengths
+    column = place.clamp(max=rows.input_ids.shape[1] - 1)
+    ids, answer = rows.input_ids.gather(1, column), rows.answer_mask.gather(1, column) & inside
+    seen = torch.arange(held, device=device) < begin
+    out = read.backbone(
+        input_ids=ids[:, :-1],
+        attention_mask=torch.cat([seen, inside[:, :-1]], 1).long(),
+        position_ids=place[:, :-1],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return answers_of(read, out.last_hidden_state, ids[:, 1:], answer[:, 1:])
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:

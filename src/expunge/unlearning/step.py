@@ -19,11 +19,12 @@ from typing import Final
 import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from expunge.data.collate import Batch
 from expunge.errors import NonFiniteLoss
 from expunge.models.answers import Answers, answer_log_probs, forward_pair
+from expunge.models.candidates import answers_after, prompt_cache
 from expunge.models.states import read_states_pair
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.batches import MicroBatch, StepBatches
@@ -179,8 +180,9 @@ class Moment:
         with ExitStack() as watching:
             for transform in stepper.transforms if share.forget else ():
                 watching.enter_context(transform.watch(len(part.forget)))
-            forget, retain = forward_sides(stepper.model, *sides, stepper.batches.pad_id, stepper.start)
-        beside = None if forget is None else self._companions(part)
+            cache = self._cache(part) if share.forget else None
+            forget, retain = forward_sides(stepper.model, *sides, stepper.batches.pad_id, stepper.start, cache)
+        beside = None if forget is None else self._companions(part, cache)
         terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside), share)
         loss = terms.loss * part.weight
         if forget is not None:
@@ -190,23 +192,38 @@ class Moment:
             loss.backward()  # type: ignore[no-untyped-call]
         return terms
 
-    def _companions(self, part: MicroBatch) -> Companions | None:
+    def _cache(self, part: MicroBatch) -> DynamicCache | None:
+        """Where the forget rows' keys and values are kept for companions that are only looked at."""
+        if part.companions is None or self.stepper.objective.trains_companions:
+            return None
+        batches = [batch for batch in (part.forget, part.retain, part.companions.rows) if batch is not None]
+        return prompt_cache(self.stepper.model, sum(batch.input_ids.shape[1] for batch in batches))
+
+    def _companions(self, part: MicroBatch, cache: DynamicCache | None) -> Companions | None:
         """What the model says now to other answers of the forget prompts, if the objective has any."""
         if part.companions is None:
             return None
+        rows, owner = part.companions.rows, part.companions.owner
+        if cache is not None:
+            return Companions(answers_after(self.stepper.start.read, rows, part.forget, owner, cache), owner)
         with torch.set_grad_enabled(self.stepper.objective.trains_companions):
-            return Companions(self.answers(part.companions.rows), part.companions.owner)
+            return Companions(self.answers(rows), owner)
 
 
 def forward_sides(
-    model: PreTrainedModel, forget: Batch | None, retain: Batch | None, pad_id: int, start: StartCache
+    model: PreTrainedModel,
+    forget: Batch | None,
+    retain: Batch | None,
+    pad_id: int,
+    start: StartCache,
+    cache: DynamicCache | None,
 ) -> tuple[Answers | None, Answers | None]:
     """What the objective reads of the sides that are there, from one forward: answers, or the states of one block."""
     if start.block is not None:
         return read_states_pair(start.read.backbone, start.block, forget, retain, pad_id)
     if forget is None:
         return None, None if retain is None else answer_log_probs(model, retain, start.read)
-    return forward_pair(model, forget, retain, pad_id, start.read)
+    return forward_pair(model, forget, retain, pad_id, start.read, cache)
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], arguments: UnlearnArguments) -> torch.optim.AdamW:
