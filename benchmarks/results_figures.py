@@ -21,7 +21,7 @@ from expunge.report.record import Attack, Record
 from expunge.report.theme import HEAT_LIGHT, LIGHT, STAND_IN
 
 Records = Mapping[str, Sequence[Record]]
-DRAWN = ("relearn-harmful", "relearn-related")
+DRAWN = ("harmful_0.3", "related")
 FIRST, ABOUT, OTHER = LIGHT["attack"], LIGHT["after"], LIGHT["chance"]
 
 
@@ -55,10 +55,12 @@ def recovery(found: Sequence[Row], about: str) -> Figure:
     attacks = list(dict.fromkeys(row.attack for row in found))
     of = {(row.method, row.attack): row for row in found}
     names = list(dict.fromkeys(row.method for row in found))
-    order = sorted(names, key=lambda name: fmean(of[name, attack].recovery for attack in attacks[:2]))
+    order = sorted(names, key=lambda name: fmean(of[name, a].recovery for a in attacks if (name, a) in of))
     figure, panels = _sheet(len(attacks), 1.35, 0.24 * len(names) + 0.5)
     for axes, attack in zip(panels, attacks, strict=True):
         for place, name in enumerate(order):
+            if (name, attack) not in of:
+                continue
             row, colour = of[name, attack], _colour(name, found[0].method, about)
             axes.plot([row.ci_low, row.ci_high], [place, place], color=colour, linewidth=1.4)
             axes.plot([row.recovery], [place], marker="o", markersize=5, color=colour)
@@ -80,7 +82,9 @@ def curves(records: Records, about: str) -> Figure:
     for axes, name in zip(panels, DRAWN, strict=True):
         ends = []
         for method, own in records.items():
-            lines = [_hardest(attack) for record in own if (attack := attacked(record, name))]
+            lines = [_hardest(attack) for _, attack in attacked(own, name)]
+            if not lines:
+                continue
             steps, mean = list(lines[0]), [fmean(line[step] for line in lines) for step in lines[0]]
             colour = _colour(method, first, about)
             axes.plot(steps, mean, color=colour, zorder=2 + (colour != OTHER))

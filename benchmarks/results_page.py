@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from expunge.bench.grid import Grid, run_grid, stored
 from expunge.bench.rows import Row, dump_json, markdown, rows
 from expunge.console import Bars
+from expunge.report.record import Record
 from results_figures import draw
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -28,46 +29,53 @@ class Page:
     Args:
         name: of the page, its JSON and its folder of records.
         head: the text above the tables.
-        grids: by benchmark or part, each a tree that `Grid.of` takes.
+        grids: by name, each a tree that `Grid.of` takes.
         drawn: part -> the method that its pictures are about; parts without pictures are left out.
+        parts: grid -> the part whose table it adds to, where that is not one of its own.
     """
 
     name: str
     head: str
     grids: Mapping[str, Mapping[str, Any]]
     drawn: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> Path:
         """Where the records are kept."""
         return RESULTS / "records" / self.name
 
-    def grid(self, part: str, runs: Path) -> Grid:
-        """The grid of one part, its runs below `runs`."""
-        return Grid.of({**self.grids[part], "output": str(runs / part)}, f"{self.name}, {part}")
+    def grid(self, name: str, runs: Path) -> Grid:
+        """The grid of that name, its runs below `runs`."""
+        return Grid.of({**self.grids[name], "output": str(runs / name)}, f"{self.name}, {name}")
 
-    def run(self, part: str, runs: Path) -> None:
-        """Make what is not stored yet."""
-        grid = self.grid(part, runs)
+    def run(self, name: str, runs: Path) -> None:
+        """Make what is not stored yet of one grid."""
+        grid = self.grid(name, runs)
         with Bars().shown() as progress:
-            run_grid(grid, self.records / part, progress)
+            run_grid(grid, self.records / name, progress)
         for cell in grid.cells():
             metrics = Path(cell.recipe.output) / "metrics.jsonl"
             if metrics.is_file():
-                copyfile(metrics, self.records / part / cell.file.replace(".json", ".metrics.jsonl"))
+                copyfile(metrics, self.records / name / cell.file.replace(".json", ".metrics.jsonl"))
 
     def tables(self) -> None:
         """Write the page and its JSON from the stored records."""
+        parts: dict[str, dict[str, list[Record]]] = {}
+        for name in self.grids:
+            into = parts.setdefault(self.parts.get(name, name), {})
+            for method, records in stored(self.grid(name, Path("runs")), self.records / name).items():
+                into.setdefault(method, []).extend(records)
         found: list[Row] = []
         lines = [self.head]
-        for part in self.grids:
-            records = stored(self.grid(part, Path("runs")), self.records / part)
-            if records:
-                own = rows(records)
-                found += own
-                lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
-                if part in self.drawn:
-                    lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, records, self.drawn[part])]
+        for part, together in parts.items():
+            if not together:
+                continue
+            own = rows(together)
+            found += own
+            lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
+            if part in self.drawn:
+                lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
         lines += _tuning(self.records / "tuning.json")
         notes = RESULTS / f"{self.name}.notes.md"
         text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
@@ -112,9 +120,9 @@ def main(page: Page, about: str | None) -> None:
     """Run, then write the tables."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs") / page.name, help="where the runs are kept")
-    parser.add_argument("--part", choices=list(page.grids), action="append", help="all by default")
+    parser.add_argument("--grid", choices=list(page.grids), action="append", help="all by default")
     parser.add_argument("--tables", action="store_true", help="only write the tables")
     options = parser.parse_args()
-    for part in [] if options.tables else options.part or page.grids:
-        page.run(part, options.runs)
+    for name in [] if options.tables else options.grid or page.grids:
+        page.run(name, options.runs)
     page.tables()

@@ -84,12 +84,13 @@ class Row:
 def rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
     """The rows of records by method name; the first method is what the others are compared with.
 
-    The attacks that a verdict requires come first.
+    The attacks that a verdict requires come first. Records of one method and seed may come from several grids, with
+    other attacks each; an attack that two of them made alike (see `attack_name`) counts once.
     """
     found, first = [], next(iter(records.values()))
     for name, own in records.items():
-        attacks = dict.fromkeys(a.name for record in own for a in record.attacks)
-        for attack in sorted(attacks, key=lambda each: each not in REQUIRED):
+        attacks = {attack_name(a): a.name for record in own for a in record.attacks}
+        for attack in sorted(attacks, key=lambda each: attacks[each] not in REQUIRED):
             found.append(_row(name, attack, own, first))
     return found
 
@@ -117,17 +118,31 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join([*lines, *(_line(row, compared=row.method != found[0].method) for row in found)])
 
 
-def attacked(record: Record, name: str) -> Attack | None:
-    """The attack `name` of a record."""
-    return next((attack for attack in record.attacks if attack.name == name), None)
+def attacked(records: Sequence[Record], name: str) -> list[tuple[Record, Attack]]:
+    """Each record that was attacked so (`attack_name`), with the attack; the first of each seed."""
+    found: dict[int, tuple[Record, Attack]] = {}
+    for record in records:
+        for attack in record.attacks:
+            if attack_name(attack) == name:
+                found.setdefault(_seed(record), (record, attack))
+    return list(found.values())
+
+
+def attack_name(attack: Attack) -> str:
+    """As results pages call it: harmful_0.3, harmful_0.3_wrong (of facts answered wrongly), related, benign_lora8."""
+    fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
+    rank = attack.settings.get("lora_rank") or 0
+    kind = attack.name.partition("@")[0].removeprefix("relearn-")
+    wrong = "_wrong" if attack.settings.get("pool") == "wrong" else ""
+    return kind + fraction + wrong + (f"_lora{rank}" if rank else "")
 
 
 def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record]) -> Row:
-    pairs = [(record, a) for record in own if (a := attacked(record, attack))]
+    pairs = attacked(own, attack)
     records, attacks = [record for record, _ in pairs], [a for _, a in pairs]
     recovery = [a.recovery for a in attacks]
     low, high = interval(recovery)
-    other = {_seed(record): a.recovery for record in first if (a := attacked(record, attack))}
+    other = {_seed(record): a.recovery for record, a in attacked(first, attack)}
     differences = [a.recovery - other[_seed(r)] for r, a in pairs if _seed(r) in other]
     apart, level = interval(differences), interval([a.accuracy for a in attacks])
     model = records[0].model
@@ -137,7 +152,7 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         benchmark=records[0].recipe.benchmark,
         model=f"{model.name}, {model.parameters:,} parameters, {model.source}",
         method=name,
-        attack=_short(attacks[0]),
+        attack=attack,
         seeds=[_seed(record) for record in records],
         steps=[record.cost.steps for record in records],
         forget_before=_mean(s.accuracy for s in before),
@@ -167,15 +182,6 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         verdicts=[record.verdict for record in records],
         control=records[0].control.kind,
     )
-
-
-def _short(attack: Attack) -> str:
-    """As results pages call it: harmful_0.3, harmful_0.3_wrong (of facts answered wrongly), related, benign_lora8."""
-    fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
-    rank = attack.settings.get("lora_rank") or 0
-    kind = attack.name.partition("@")[0].removeprefix("relearn-")
-    wrong = "_wrong" if attack.settings.get("pool") == "wrong" else ""
-    return kind + fraction + wrong + (f"_lora{rank}" if rank else "")
 
 
 def _spread(record: Record) -> float:
