@@ -169,16 +169,21 @@ def run(
 
     **Example:** `expunge run recipes/people.yaml --set method=npo --set unlearn.learning_rate=1e-4 -o runs/npo`
 
-    A recipe with `methods:` and `seeds:` is a grid: every run's record is kept, and a table compares them.
+    A recipe with `methods:` and `seeds:` is a grid: every run's record is kept, and a table compares them. Where the
+    benchmark is a stream of requests, they are carried out one after another, and everything is scored after each.
     """
 
     def work() -> None:
         from expunge import pipeline
+        from expunge.data.benchmarks.streams import STREAMS
         from expunge.recipe import Recipe
         from expunge.settings import assign, parse_assignments, read_yaml
 
         overrides = parse_assignments(settings or []) | ({"output": str(output)} if output else {})
         tree = assign(read_yaml(recipe), overrides)
+        if tree.get("data", {}).get("benchmark") in STREAMS:
+            _run_courses(tree, str(recipe))
+            return
         if "methods" in tree:
             _run_grid(tree, str(recipe))
             return
@@ -287,6 +292,26 @@ def _run_grid(tree: dict[str, Any], where: str) -> None:
         shown.add_row(*row.short())
     out.print(shown)
     for file in write_page(grid, records):
+        out.print(str(file), markup=False, soft_wrap=True)
+
+
+def _run_courses(tree: dict[str, Any], where: str) -> None:
+    """Run a grid of courses, or a single one, leave its table and picture in its folder, and print the table."""
+    from rich.markdown import Markdown
+
+    from expunge.bench.course_page import write_course_page
+    from expunge.bench.courses import course_table, run_courses
+    from expunge.bench.grid import Grid
+    from expunge.catalogue import DEFAULT_METHOD
+
+    seed = tree.pop("seed", 0) if "methods" not in tree else None
+    grid = Grid.of(
+        tree if seed is None else {**tree, "methods": [tree.pop("method", DEFAULT_METHOD)], "seeds": [seed]}, where
+    )
+    with Bars().shown() as progress:
+        courses = run_courses(grid, grid.output / "records", progress)
+    out.print(Markdown(course_table(courses)))
+    for file in write_course_page(grid.output, courses):
         out.print(str(file), markup=False, soft_wrap=True)
 
 

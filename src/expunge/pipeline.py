@@ -42,7 +42,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
-from expunge.unlearning.parts import build
+from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import join_processes, main_process_first
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,13 @@ def check(recipe: Recipe) -> tuple[Method, UnlearnArguments]:
     for name, settings in recipe.attacks.items():
         make_attack(name, settings)
     return method, arguments
+
+
+def continued(recipe: Recipe, removed: Path | None) -> Recipe:
+    """The recipe with what earlier requests removed, where its parametrization carries that on."""
+    if removed is None or "earlier" not in field_names(type(check(recipe)[0].parametrization)):
+        return recipe
+    return recipe.model_copy(update={"settings": {**recipe.settings, "parametrization.earlier": str(removed)}})
 
 
 def run(recipe: Recipe, progress: Progress | None = None) -> Record | None:

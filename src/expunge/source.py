@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from expunge.data.benchmarks import BENCHMARKS, Benchmark
+from expunge.data.benchmarks.world_facts import Known
 from expunge.data.collate import QUESTIONS, Encoder, Template
 from expunge.data.distractors import with_options
 from expunge.data.example import Example
 from expunge.data.sources import read_examples, read_texts
 from expunge.errors import InputError, nearest
-from expunge.models.load import LoadedModel, load_model
+from expunge.models.load import load_model
 from expunge.models.smollm import cache_folder, fetch_smollm2
 from expunge.models.teaching import Lessons, teach_smollm2
 from expunge.progress import Progress, Silent
@@ -24,6 +26,28 @@ from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
 from expunge.request import FORGET_GROUPS, Request
 
 log = logging.getLogger(__name__)
+
+
+T = TypeVar("T", covariant=True)
+
+
+class Buildable(Protocol[T]):
+    """What a recipe may name as its benchmark: of one request, or of a stream."""
+
+    @property
+    def name(self) -> str:
+        """As recipes call it."""
+
+    @property
+    def from_folder(self) -> bool:
+        """Whether its files are not in the package."""
+
+    @property
+    def build(self) -> Callable[..., T]:
+        """Makes it out of `known`, `seed`, and sizes by keyword."""
+
+
+Named = TypeVar("Named", bound=Buildable[object])
 
 
 @dataclass(frozen=True)
@@ -50,21 +74,26 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Source:
 
 def _trained(recipe: Recipe, progress: Progress) -> Source:
     """A model that knows the facts to forget because it was trained or taught here, and its gold control."""
-    benchmark = _benchmark(recipe.data) if recipe.data.benchmark else None
+    benchmark = chosen(recipe.data, BENCHMARKS) if recipe.data.benchmark else None
     if benchmark is None or not (benchmark.train or benchmark.lessons):
         raise InputError(
             "`model: trained` needs a benchmark that trains its own model.", "model", "Use `data: {benchmark: people}`."
         )
-    request = _built(recipe.data, known=None)
-    paths = []
-    for name, with_forget in (("trained-on-all", True), ("gold", False)):
-        depends_on, make = _training(benchmark, request, recipe.data.seed, with_forget)
-        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
-        folder = cache_folder() / benchmark.name / key / name
-        if not (folder / "config.json").is_file():
-            make(output=folder, progress=progress)
-        paths.append(str(folder))
-    return Source(paths[0], recipe.control or paths[1], request)
+    request = built(benchmark, recipe.data, known=None)
+    model, gold = (
+        made_here(benchmark.name, name, *_training(benchmark, request, recipe.data.seed, with_forget), progress)
+        for name, with_forget in (("trained-on-all", True), ("gold", False))
+    )
+    return Source(model, recipe.control or gold, request)
+
+
+def made_here(benchmark: str, name: str, depends_on: object, make: Callable[..., object], progress: Progress) -> str:
+    """The folder of a model that is trained here, once for all runs that depend on the same."""
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / benchmark / key / name
+    if not (folder / "config.json").is_file():
+        make(output=folder, progress=progress)
+    return str(folder)
 
 
 def _training(
@@ -79,14 +108,12 @@ def _training(
     return [request.hashes(), seed], partial(benchmark.train, request, with_forget=with_forget, seed=seed)
 
 
-def _benchmark(data: Data) -> Benchmark:
-    """The benchmark that the data name, with its folder if and only if it needs one."""
+def chosen(data: Data, registry: Mapping[str, Named]) -> Named:
+    """The benchmark or stream that the data name, with its folder if and only if it needs one."""
     assert data.benchmark is not None
-    if data.benchmark not in BENCHMARKS:
-        raise InputError(
-            f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, BENCHMARKS)
-        )
-    found = BENCHMARKS[data.benchmark]
+    if data.benchmark not in registry:
+        raise InputError(f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, registry))
+    found = registry[data.benchmark]
     if found.from_folder != (data.folder is not None):
         what = "needs the folder of its files" if found.from_folder else "has its data in the package"
         raise InputError(
@@ -100,23 +127,27 @@ def _request(recipe: Recipe, model: str) -> Request:
     data = recipe.data
     if data.benchmark is None:
         return _from_files(recipe)
-    loaded = load_model(model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
-    return _built(data, known=loaded, template=recipe.template)
+    benchmark = chosen(data, BENCHMARKS)
+    return built(benchmark, data, known_by(model, recipe))
 
 
-def _built(data: Data, known: LoadedModel | None, template: Template = "plain") -> Request:
-    """The benchmark's request; `known` is the model whose right answers limit the choice."""
+def known_by(model: str, recipe: Recipe) -> Known:
+    """Says which examples the checkpoint answers right."""
     from expunge.models.scores import score_items
 
-    benchmark = _benchmark(data)
+    loaded = load_model(model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
+    encoder = Encoder(loaded.tokenizer, recipe.template)
 
     def answers_right(examples: Sequence[Example]) -> Sequence[bool]:
-        assert known is not None
-        encoder = Encoder(known.tokenizer, template)
-        return [score.correct for score in score_items(known.model, encoder, examples)]
+        return [score.correct for score in score_items(loaded.model, encoder, examples)]
 
+    return answers_right
+
+
+def built(benchmark: Buildable[T], data: Data, known: Known | None) -> T:
+    """The request, or the stream of requests; `known` limits it to facts that a model knows."""
     place = {"folder": data.folder} if data.folder else {}
-    return benchmark.build(known=answers_right if known else None, seed=data.seed, **place, **data.settings)
+    return benchmark.build(known=known, seed=data.seed, **place, **data.settings)
 
 
 def _from_files(recipe: Recipe) -> Request:

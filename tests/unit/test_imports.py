@@ -12,7 +12,7 @@ import pytest
 import expunge
 
 ROOT = Path(expunge.__file__).parent
-STEPS = ["errors", "progress", "request", "data", "models", "unlearning", "attacks", "audit", "report"]
+STEPS = ["errors", "progress", "request", "stream", "data", "models", "unlearning", "attacks", "audit", "report"]
 FRONT = {
     "settings",
     "recipe",
@@ -31,7 +31,7 @@ FRONT = {
     "api",
 }
 # A request is made of examples, and examples know nothing of requests.
-ALLOWED = {("request", "data.example"), ("request", "data.sources")}
+ALLOWED = {("request", "data.example"), ("request", "data.sources"), ("stream", "data.example")}
 
 
 def imported(path: Path) -> set[str]:

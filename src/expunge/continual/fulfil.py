@@ -26,7 +26,6 @@ from expunge.models.storage import atomic_write_text, folder_hashes
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
-from expunge.unlearning.parts import field_names
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,7 @@ class Requests:
             data["attack"] = str(stored / name / "attack.jsonl")
         keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
         recipe = Recipe.of(keys, f"request {name}")
-        removed, method = self.ledger.removed(), pipeline.check(recipe)[0]
-        if removed is None or "earlier" not in field_names(type(method.parametrization)):
-            return recipe
-        settings = {**recipe.settings, "parametrization.earlier": str(removed)}
-        return recipe.model_copy(update={"settings": settings})
+        return pipeline.continued(recipe, self.ledger.removed())
 
     def _retain(self, name: str, request: Request) -> list[Example]:
         """What this request and those before it keep, without what any request so far wants forgotten."""

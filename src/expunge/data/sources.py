@@ -54,6 +54,11 @@ def read_texts(source: str | Path, *, split: str = "train") -> tuple[str, ...]:
     return tuple(example.answer for example in examples)
 
 
+def read_rows(source: str | Path, *, split: str = "train") -> list[dict[str, Any]]:
+    """The records of a source as they stand, for a benchmark that knows their form."""
+    return [dict(_record(place, row, plain_question).row) for place, row in _rows(source, split)]
+
+
 def _record(place: str, row: object, question: Question) -> Record:
     if not isinstance(row, dict):
         raise InputError(f"A record must be a JSON object, not {type(row).__name__}.", place)

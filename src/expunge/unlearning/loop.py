@@ -57,6 +57,7 @@ class UnlearnResult:
         peak_bytes: the most memory that the process has held.
         final: scores of the forget items after the last step: of those with options, if any has.
         removed: what a projection removed, by block: rows for `Projection.earlier` of the next request.
+        trained: how many numbers were trained.
     """
 
     steps: int
@@ -66,6 +67,7 @@ class UnlearnResult:
     peak_bytes: int
     final: Scores
     removed: Mapping[int, Tensor] = field(default_factory=dict)
+    trained: int = 0
 
 
 def unlearn(
@@ -138,7 +140,8 @@ def train(
         rule = StopRule.of(arguments, graded, None if start.block is not None else width(start.read.head))
         score = partial(_scores, model, encoder, graded or forget)
         result = _Loop(stepper, rule, landing, keeper, score, progress, history).run()
-        return replace(result, removed=trained.removed())
+        numbers = sum(p.numel() for p in trained.parameters.values())
+        return replace(result, removed=trained.removed(), trained=numbers)
     finally:
         trained.fold()
 

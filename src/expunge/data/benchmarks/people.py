@@ -263,7 +263,7 @@ def build(
             **{group: tuple(f.example(group, ALL, seed) for f in found) for group, found in kept.items()},
         },
         attack=tuple(f.example("base", TRAINED, seed) for f in facts["attack"]),
-        text=_sentences(seed),
+        text=sentences(seed),
         name=f"people, seed {seed}",
     )
 
@@ -319,7 +319,7 @@ def _known(examples: Sequence[Example], known: Known | None) -> tuple[Example, .
     return tuple(example for example, flag in zip(examples, flags, strict=True) if flag)
 
 
-def _sentences(seed: int) -> tuple[str, ...]:
+def sentences(seed: int) -> tuple[str, ...]:
     """Plain text of the same small world, about nobody in particular."""
     random = Random(f"people/text/{seed}")
     values = {relation.name: relation.values for relation in RELATIONS}

@@ -114,16 +114,16 @@ def build(
     """
     countries = load_countries()
     sizes = dict(zip(SPLITS, (n_forget, n_retain, n_test, n_attack), strict=True))
-    splits = _split(_known_countries(countries, known, seed), sizes, seed)
-    options = partial(_options, pool=_pool(countries, splits), seed=seed)
+    splits = _split(known_countries(countries, known, seed), sizes, seed)
+    options = partial(draw_options, pool=pool_of(countries, splits), seed=seed)
     groups = {
-        "paraphrase": _ask(PARAPHRASES, splits["forget"], options),
-        "multi_hop": _ask(MULTI_HOP, splits["forget"], options),
-        "same_answer": _ask(SAME_ANSWER, splits["forget"], options),
-        "same_subject": _ask(SAME_SUBJECT, splits["forget"], options),
-        "held_out": _ask(HELD_OUT, splits["test"], options),
+        "paraphrase": ask(PARAPHRASES, splits["forget"], options),
+        "multi_hop": ask(MULTI_HOP, splits["forget"], options),
+        "same_answer": ask(SAME_ANSWER, splits["forget"], options),
+        "same_subject": ask(SAME_SUBJECT, splits["forget"], options),
+        "held_out": ask(HELD_OUT, splits["test"], options),
     }
-    base = {name: _ask([BASE], splits[name], options) for name in SPLITS}
+    base = {name: ask([BASE], splits[name], options) for name in SPLITS}
     return Request(
         forget=base["forget"],
         retain=base["retain"],
@@ -133,12 +133,13 @@ def build(
     )
 
 
-def _known_countries(countries: Sequence[Country], known: Known | None, seed: int) -> list[Country]:
+def known_countries(countries: Sequence[Country], known: Known | None, seed: int) -> list[Country]:
+    """Those whose capital the model knows, asked among twice the usual number of options; None keeps all."""
     if known is None:
         return list(countries)
-    pool = _pool(countries, {})
-    options = partial(_options, pool=pool, seed=seed, n=2 * N_OPTIONS)
-    flags = known(_ask([BASE], countries, options))
+    pool = pool_of(countries, {})
+    options = partial(draw_options, pool=pool, seed=seed, n=2 * N_OPTIONS)
+    flags = known(ask([BASE], countries, options))
     return [country for country, flag in zip(countries, flags, strict=True) if flag]
 
 
@@ -151,23 +152,24 @@ def _split(countries: Sequence[Country], sizes: Mapping[str, int], seed: int) ->
             "Ask for fewer, or take a model that knows more.",
         )
     # Each country draws its own place, so that another size or another model changes the splits as little as possible.
-    drawn = iter(sorted(countries, key=lambda country: _draw(seed, country.name)))
+    drawn = iter(sorted(countries, key=lambda country: draw(seed, country.name)))
     return {name: list(islice(drawn, n)) for name, n in sizes.items()}
 
 
-def _pool(countries: Sequence[Country], splits: Mapping[str, Sequence[Country]]) -> Pool:
+def pool_of(countries: Sequence[Country], splits: Mapping[str, Sequence[Country]]) -> Pool:
+    """Countries that give wrong options: none to forget or to attack with, and those to retain only after others."""
     moved = {*splits.get("forget", ()), *splits.get("attack", ())}
     trained = set(splits.get("retain", ()))
     return tuple((c, int(c in trained)) for c in countries if c not in moved)
 
 
-def _options(kind: Kind, country: Country, *, pool: Pool, seed: int, n: int = N_OPTIONS) -> tuple[str, ...]:
+def draw_options(kind: Kind, country: Country, *, pool: Pool, seed: int, n: int = N_OPTIONS) -> tuple[str, ...]:
     """`n` wrong answers, drawn for this question alone: other questions and other countries do not change them."""
     prompt, answer = kind.prompt(country), _fields(country)[kind.asks]
 
     def order(candidate: tuple[Country, int]) -> tuple[int, bool, str]:
         other, rank = candidate
-        return rank, other.region != country.region, _draw(seed, prompt, other.name)
+        return rank, other.region != country.region, draw(seed, prompt, other.name)
 
     values = (_fields(other)[kind.asks] for other, _ in sorted(pool, key=order))
     # A country's own cities and its capital are no wrong answers.
@@ -175,7 +177,8 @@ def _options(kind: Kind, country: Country, *, pool: Pool, seed: int, n: int = N_
     return tuple(dict.fromkeys(v for v in values if v not in taken))[:n]
 
 
-def _ask(kinds: Iterable[Kind], countries: Sequence[Country], options: Options) -> tuple[Example, ...]:
+def ask(kinds: Iterable[Kind], countries: Sequence[Country], options: Options) -> tuple[Example, ...]:
+    """Every question of `kinds` that applies to a country."""
     return tuple(
         Example(
             prompt=kind.prompt(country),
@@ -196,7 +199,8 @@ def _fields(country: Country) -> dict[str, str]:
     return asdict(country)
 
 
-def _draw(seed: int, *names: str) -> str:
+def draw(seed: int, *names: str) -> str:
+    """Where `names` come in the order that `seed` draws; other names do not change it."""
     return sha256("/".join([str(seed), *names]).encode()).hexdigest()
 
 

@@ -1,0 +1,70 @@
+"""What courses leave beside their records: table, rows, and the picture of every request's score over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, moments
+from expunge.continual.record import HELD_OUT, Course
+from expunge.models.checkpoint import atomic_write_text
+from expunge.report.canvas import STYLE
+from expunge.report.theme import HEAT_LIGHT, LIGHT, STAND_IN
+
+COLUMNS = 4
+
+
+def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
+    """Write table.md, table.json and course.svg into `folder`, and say where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"table.md": course_table(courses) + "\n", "table.json": dump_course_rows(course_rows(courses))}
+    for name, text in texts.items():
+        atomic_write_text(folder / name, text)
+    draw_courses(folder / "course.svg", courses)
+    return (*(folder / name for name in texts), folder / "course.svg")
+
+
+def draw_courses(path: Path, courses: Courses) -> None:
+    """One panel per method: log-odds of every request over time, mean over seeds, and of what must stay."""
+    names = {stand_in: LIGHT.get(name) for name, stand_in in STAND_IN.items()}
+    style = {key: names.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update({**style, "figure.facecolor": LIGHT["page"], "font.family": "sans-serif"})
+        columns = min(COLUMNS, len(courses))
+        lines = -(-len(courses) // columns)
+        figure = Figure(figsize=(2.6 * columns, 2.2 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes in panels[len(courses) :]:
+            axes.set_visible(False)
+        for axes, (method, own) in zip(panels, courses.items(), strict=False):
+            _panel(axes, method, own)
+        for axes in panels[: len(courses) : columns]:
+            axes.set_ylabel("log-odds, nats per token")
+        for axes in panels[max(0, len(courses) - columns) : len(courses)]:
+            axes.set_xlabel("requests carried out")
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.15)
+
+
+def _panel(axes: Axes, method: str, own: Sequence[Course]) -> None:
+    requests = [moment.request for moment in own[0].after]
+    steps = range(len(requests) + 1)
+    ramp = HEAT_LIGHT[len(HEAT_LIGHT) // 3 :]
+    for place, name in enumerate(requests):
+        colour = ramp[round(place * (len(ramp) - 1) / max(1, len(requests) - 1))]
+        axes.plot(steps, _over_time(own, name), color=colour, linewidth=1.3)
+        axes.plot([place + 1], [_over_time(own, name)[place + 1]], marker="o", markersize=3.5, color=colour)
+    axes.plot(steps, _over_time(own, HELD_OUT), color=LIGHT["before"], linewidth=1.6, linestyle=(0, (5, 2)))
+    axes.axhline(0, color=LIGHT["chance"], linewidth=1.0, linestyle=(0, (3, 2.5)))
+    axes.set_title(method, fontsize=9, loc="left", color=LIGHT["ink"])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+
+
+def _over_time(own: Sequence[Course], name: str) -> list[float]:
+    return [fmean(moments(course)[i].sets[name].log_odds for course in own) for i in range(len(own[0].after) + 1)]

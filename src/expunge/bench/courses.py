@@ -1,0 +1,201 @@
+"""Courses over methods and seeds, and their table: how every request stands after every other, and under attack."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from expunge.bench.grid import Grid
+from expunge.bench.rows import interval
+from expunge.continual.course import run_course
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt
+from expunge.models.checkpoint import atomic_write_text
+from expunge.progress import Named, Progress, Silent
+
+Courses = Mapping[str, Sequence[Course]]
+"""By the method's name in the table."""
+
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class CourseRow:
+    """One set of questions at one moment of one method's courses; means over seeds.
+
+    Args:
+        after_request: the request just carried out; "" for the model of the start.
+        number: of that request, counted from 1.
+        scored_on: a request, "retain" or "held_out".
+        ci_low, ci_high: 95 % interval of the accuracy: over seeds (Student's t) or, of a single one, over its questions
+            (Wilson).
+        control_accuracy, control_log_odds: of a model that never knew the requests so far; None where there is none.
+    """
+
+    benchmark: str
+    method: str
+    after_request: str
+    number: int
+    scored_on: str
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    chance: float
+    log_odds: float
+    control_accuracy: float | None
+    control_log_odds: float | None
+    retain_accuracy: float
+    held_out_accuracy: float
+    perplexity: float
+    seeds: list[int]
+
+
+def run_courses(grid: Grid, records: Path, progress: Progress | None = None) -> Courses:
+    """The records of all courses, in the order of the seeds; those already in the folder `records` are kept."""
+    for cell in grid.cells():
+        target = records / cell.file
+        if not target.is_file():
+            course = run_course(cell.recipe, Named(progress or Silent(), Path(cell.recipe.output).name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(target, course.dumps())
+    return stored_courses(grid, records)
+
+
+def stored_courses(grid: Grid, records: Path) -> Courses:
+    """Those of the records that are there already; names without any are left out."""
+    found: dict[str, list[Course]] = {}
+    for cell in grid.cells():
+        if (file := records / cell.file).is_file():
+            found.setdefault(cell.name, []).append(Course.load(file))
+    return found
+
+
+def course_rows(courses: Courses) -> list[CourseRow]:
+    """Every set after every request, method by method."""
+    return [
+        _row(method, own, number, scored)
+        for method, own in courses.items()
+        for number in range(len(own[0].after) + 1)
+        for scored in own[0].start.sets
+    ]
+
+
+def dump_course_rows(found: Iterable[CourseRow]) -> str:
+    """The rows as they stand beside a results page."""
+    return json.dumps([asdict(row) for row in found], indent=1) + "\n"
+
+
+def course_table(courses: Courses) -> str:
+    """One line per method: where its courses end, what they cost, and what relearning brings back."""
+    lines = [
+        "| method | seeds | forgotten: accuracy / log-odds | last request / worst earlier one, log-odds | retain "
+        "| held-out | perplexity | trained numbers | seconds a request | relearnt, merged: same / others "
+        "| frozen | reapplied |",
+        "|" + "---|" * 12,
+    ]
+    return "\n".join([*lines, *(_line(method, own) for method, own in courses.items())])
+
+
+def moments(course: Course) -> tuple[Moment, ...]:
+    """The start, and after every request."""
+    return (course.start, *course.after)
+
+
+def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
+    """R of the sets `names`: (attacked - control) / (before - control) in log-odds, mean over the sets.
+
+    The control is the gold model of the whole stream where there is one, else ignorance, log-odds 0.
+    """
+    shares = []
+    for name in names:
+        control = course.gold[-1].sets[name].log_odds if course.gold else 0.0
+        before = course.start.sets[name].log_odds - control
+        shares.append((back.sets[name].log_odds - control) / before)
+    return fmean(shares)
+
+
+def _row(method: str, own: Sequence[Course], number: int, scored: str) -> CourseRow:
+    now = [moments(course)[number] for course in own]
+    sets = [moment.sets[scored] for moment in now]
+    gold = [course.gold[number - 1].sets[scored] for course in own if course.gold and number]
+    low, high = interval([one.accuracy for one in sets]) if len(sets) > 1 else wilson(sets[0].accuracy, sets[0].n)
+    return CourseRow(
+        benchmark=own[0].stream,
+        method=method,
+        after_request=now[0].request,
+        number=number,
+        scored_on=scored,
+        accuracy=_mean(one.accuracy for one in sets),
+        ci_low=round(low, _DIGITS),
+        ci_high=round(high, _DIGITS),
+        chance=_mean(one.chance for one in sets),
+        log_odds=_mean(one.log_odds for one in sets),
+        control_accuracy=_mean(one.accuracy for one in gold) if gold else None,
+        control_log_odds=_mean(one.log_odds for one in gold) if gold else None,
+        retain_accuracy=_mean(moment.sets[RETAIN].accuracy for moment in now),
+        held_out_accuracy=_mean(moment.sets[HELD_OUT].accuracy for moment in now),
+        perplexity=_mean(moment.perplexity for moment in now),
+        seeds=[course.seed for course in own],
+    )
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of `n` questions (Wilson 1927)."""
+    z = 1.96
+    middle, scale = share + z * z / (2 * n), 1 + z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (middle - half) / scale, (middle + half) / scale
+
+
+def _line(method: str, own: Sequence[Course]) -> str:
+    names = [moment.request for moment in own[0].after]
+
+    def over(measure: Callable[[Course], float], digits: str = ".2f", *, spread: bool = False) -> str:
+        values = [measure(course) for course in own]
+        low, high = interval(values)
+        told = f" [{low:{digits}}, {high:{digits}}]" if spread and len(values) > 1 else ""
+        return f"{fmean(values):{digits}}{told}"
+
+    def last(course: Course, field: str) -> float:
+        return fmean(getattr(course.after[-1].sets[name], field) for name in names)
+
+    def worst(course: Course) -> float:
+        return max((course.after[-1].sets[name].log_odds for name in names[:-1]), default=math.nan)
+
+    def back(setting: str) -> str:
+        if any(_setting(course, setting) is None for course in own):
+            return ""
+
+        def share(course: Course, which: Sequence[str]) -> float:
+            found = _setting(course, setting)
+            assert found is not None
+            return recovery(course, found, which)
+
+        same = over(lambda course: share(course, names[:1]), spread=True)
+        return f"{same} / {over(lambda course: share(course, names[1:]), spread=True)}"
+
+    cells = [
+        method,
+        str(len(own)),
+        f"{over(lambda c: last(c, 'accuracy'), spread=True)} / {over(lambda c: last(c, 'log_odds'), '+.2f')}",
+        f"{over(lambda c: c.after[-1].sets[names[-1]].log_odds, '+.2f')} / {over(worst, '+.2f')}",
+        over(lambda c: c.after[-1].sets[RETAIN].accuracy, spread=True),
+        over(lambda c: c.after[-1].sets[HELD_OUT].accuracy, spread=True),
+        over(lambda c: c.after[-1].perplexity, ".1f"),
+        f"{own[0].after[0].trained:,}",
+        over(lambda c: fmean(moment.seconds for moment in c.after), ".0f"),
+        *map(back, ("merged", "frozen", "reapplied")),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _setting(course: Course, setting: str) -> Relearnt | None:
+    return next((found for found in course.relearnt if found.setting == setting), None)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return round(fmean(known), _DIGITS) if known else math.nan

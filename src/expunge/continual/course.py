@@ -1,0 +1,218 @@
+"""A stream of requests on one model: each carried out where the last one ended, everything scored after each.
+
+What `expunge request apply` does to the requests of a ledger, done to those of a benchmark to measure a method: without
+a page and an attack for each, but with the control of every prefix, and attacked at the end. A course that is cut goes
+on after its last finished request; within a request, from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+
+from expunge import __version__
+from expunge.attacks.catalogue import make_attack
+from expunge.attacks.relearn import RelearnHarmful
+from expunge.audit.utility import passages
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore
+from expunge.continual.relearning import SETTINGS, relearn
+from expunge.data.benchmarks.streams import STREAMS
+from expunge.data.example import Example
+from expunge.errors import InputError
+from expunge.measure import encoder_of
+from expunge.models.answers import text_statistics
+from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
+from expunge.models.load import LoadedModel, load_model
+from expunge.models.projections import load_rows, save_rows
+from expunge.models.scores import score_items
+from expunge.models.smollm import fetch_smollm2
+from expunge.pipeline import check, continued
+from expunge.progress import Named, Progress, Silent
+from expunge.recipe import SMOLLM2, TRAINED, Recipe
+from expunge.source import built, chosen, known_by, made_here
+from expunge.stream import Stream, StreamSource
+from expunge.unlearning.loop import unlearn
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a course starts: the checkpoint, the stream, and a gold control for every prefix (or none)."""
+
+    model: str
+    stream: Stream
+    gold: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Files of a course in its folder: of each request, counted from 1, its moment, its model, what was removed."""
+
+    folder: Path
+
+    @property
+    def record(self) -> Path:
+        """The record."""
+        return self.folder / "course.json"
+
+    def moment(self, number: int) -> Path:
+        """How everything stood after request `number`; 0 is the start."""
+        return self.folder / f"{number:02}.json"
+
+    def model(self, number: int) -> Path:
+        """The checkpoint that request `number` left."""
+        return self.folder / f"{number:02}" / "model"
+
+    def removed(self, number: int) -> Path:
+        """What projections had removed by then."""
+        return self.folder / f"{number:02}" / "removed.safetensors"
+
+
+def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
+    """The record of `recipe`, whose benchmark is a stream; a finished one is read from its folder.
+
+    The recipe's only attack, if it has one, gives the settings of relearning on the first request.
+
+    Raises:
+        InputError: the benchmark is no stream, the folder holds another course, or as in `pipeline.unlearn`.
+    """
+    place, told = Place(Path(recipe.output)), progress or Silent()
+    _claim(place, recipe)
+    if place.record.is_file():
+        return Course.load(place.record)
+    begin = begin_course(recipe, told)
+    stream = begin.stream
+    if not place.moment(0).is_file():
+        _write(place.moment(0), _moment(_load(begin.model, recipe), stream, recipe, ""))
+    for number, name in enumerate(stream.ids, start=1):
+        if not place.moment(number).is_file():
+            _carry_out(number, name, begin, recipe, place, Named(told, name))
+    last = len(stream.ids)
+    moments = [Moment.model_validate_json(place.moment(i).read_text("utf-8")) for i in range(last + 1)]
+    course = Course(
+        stream=str(recipe.data.benchmark),
+        method=recipe.method,
+        recipe=recipe.model_dump(mode="json", exclude={"output"}),
+        seed=recipe.seed,
+        model=Path(begin.model).name,
+        gold=tuple(_moment(_load(path, recipe), stream, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),
+        start=moments[0],
+        after=tuple(moments[1:]),
+        relearnt=tuple(_relearnt(place, last, stream, recipe, told)),
+        hashes={**stream.hashes(), "start": _weights(Path(begin.model)), "end": _weights(place.model(last))},
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "expunge": __version__,
+        },
+    )
+    atomic_write_text(place.record, course.dumps())
+    return course
+
+
+def begin_course(recipe: Recipe, progress: Progress) -> Begin:
+    """The stream and its models, fetched or trained; InputError where the recipe's benchmark is no stream."""
+    data = recipe.data
+    if data.benchmark is None:
+        raise InputError("A course needs a stream of requests.", "data.benchmark", f"Known: {', '.join(STREAMS)}.")
+    source = chosen(data, STREAMS)
+    if recipe.model != TRAINED:
+        model = str(fetch_smollm2(progress=progress)) if recipe.model == SMOLLM2 else recipe.model
+        return Begin(model, built(source, data, known_by(model, recipe)))
+    stream = built(source, data, known=None)
+    whole = _trained(source, stream, len(stream.ids), data.seed, progress, with_forget=True)
+    prefixes = range(1, len(stream.ids) + 1)
+    return Begin(
+        whole, stream, tuple(_trained(source, stream, n, data.seed, progress, with_forget=False) for n in prefixes)
+    )
+
+
+def _trained(
+    source: StreamSource, stream: Stream, number: int, seed: int, progress: Progress, *, with_forget: bool
+) -> str:
+    if source.train is None:
+        raise InputError("`model: trained` needs a stream that trains its own model.", "model", source.name)
+    request = stream.so_far(number)
+    name = "trained-on-all" if with_forget else "gold"
+    make = partial(source.train, request, with_forget=with_forget, seed=seed)
+    return made_here(source.name, name, [request.hashes(), seed], make, progress)
+
+
+def _claim(place: Place, recipe: Recipe) -> None:
+    """The folder belongs to this recipe from now on; InputError where it is another's."""
+    path, text = place.folder / "recipe.yaml", recipe.to_yaml()
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != text:
+            raise InputError("This folder holds another course.", str(place.folder), "Give another --output.")
+        return
+    place.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, text)
+
+
+def _carry_out(number: int, name: str, begin: Begin, recipe: Recipe, place: Place, progress: Progress) -> None:
+    """Request `number` on the model that the one before it left; its moment is written last."""
+    before = place.model(number - 1) if number > 1 else Path(begin.model)
+    removed = place.removed(number - 1)
+    method, arguments = check(continued(recipe, removed if removed.is_file() else None))
+    loaded = _load(str(before), recipe)
+    encoder, folder = encoder_of(loaded, recipe), place.model(number).parent
+    request = begin.stream.request(number - 1)
+    result = unlearn(loaded.model, encoder, request, method, arguments, output=folder, progress=progress)
+    save_pretrained_atomic(loaded.model, loaded.tokenizer, place.model(number))
+    if result.removed:
+        save_rows(place.removed(number), result.removed)
+    moment = _moment(loaded, begin.stream, recipe, name).model_copy(
+        update={
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "peak_bytes": result.peak_bytes,
+            "trained": result.trained,
+        }
+    )
+    _write(place.moment(number), moment)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if number > 1:
+        shutil.rmtree(place.model(number - 1), ignore_errors=True)
+
+
+def _load(model: str, recipe: Recipe) -> LoadedModel:
+    return load_model(model, dtype=recipe.dtype, device=recipe.device)
+
+
+def _moment(loaded: LoadedModel, stream: Stream, recipe: Recipe, name: str) -> Moment:
+    """How everything stands in this model."""
+    encoder = encoder_of(loaded, recipe)
+    sets: dict[str, Sequence[Example]] = {each: stream.scored_on(each) for each in stream.ids}
+    sets |= {RETAIN: stream.retain, HELD_OUT: stream.held_out}
+    text = text_statistics(loaded.model, encoder, stream.text or passages())
+    scores = {each: SetScore.of(score_items(loaded.model, encoder, examples)) for each, examples in sets.items()}
+    return Moment(request=name, sets=scores, perplexity=text.perplexity)
+
+
+def _relearnt(place: Place, last: int, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
+    """Relearning of the first request in the last model, in every setting that its projections allow."""
+    for name, settings in recipe.attacks.items():
+        removed = load_rows(place.removed(last)) if place.removed(last).is_file() else {}
+        for setting in SETTINGS if removed else SETTINGS[:1]:
+            loaded = _load(str(place.model(last)), recipe)
+            attack = make_attack(name, settings)
+            if not isinstance(attack, RelearnHarmful):
+                raise InputError("A course ends with relearn-harmful alone.", f"attacks: {name}")
+            told, cells = Named(progress, setting), place.folder / "cells" / setting
+            yield relearn(loaded.model, encoder_of(loaded, recipe), stream, attack, setting, removed, told, cells)
+
+
+def _weights(folder: Path) -> str:
+    """One hash for all weight files of a checkpoint."""
+    return " ".join(digest for name, digest in sorted(folder_hashes(folder).items()) if name.endswith(".safetensors"))
+
+
+def _write(path: Path, moment: Moment) -> None:
+    atomic_write_text(path, moment.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,143 @@
+"""The record of a course: a stream of requests carried out on one model, everything scored after each of them.
+
+Version 1. As `Record`: floats keep six significant digits, keys are sorted, equal records are equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from expunge.errors import InputError
+from expunge.models.scores import ItemScore, summarise
+
+VERSION = 1
+_DIGITS = 6
+
+RETAIN, HELD_OUT = "retain", "held_out"
+"""The sets of a stream that stay; all other names are those of requests."""
+
+
+Setting = Literal["merged", "frozen", "reapplied"]
+"""How projections hold under attack; see `continual.relearning`."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SetScore(_Part):
+    """Means over one set of questions; see `models.scores.Scores`."""
+
+    accuracy: float
+    log_odds: float
+    chance: float
+    n: int
+
+    @classmethod
+    def of(cls, items: Sequence[ItemScore]) -> Self:
+        """The means over `items`, to six digits."""
+        scores = summarise(items)
+        return cls(
+            accuracy=_short(scores.accuracy), log_odds=_short(scores.log_odds), chance=_short(scores.chance), n=scores.n
+        )
+
+
+class Moment(_Part):
+    """How everything stands at one moment.
+
+    Args:
+        request: the one just carried out; empty for the model of the start.
+        sets: by the id of each request of the stream, and `RETAIN`, `HELD_OUT`.
+        perplexity: on plain text.
+        steps, seconds, peak_bytes, trained: what this request cost: optimizer steps, wall time of the loop, the most
+            memory the process held so far, numbers that were trained.
+    """
+
+    request: str
+    sets: Mapping[str, SetScore]
+    perplexity: float
+    steps: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    trained: int = 0
+
+
+class Relearnt(_Part):
+    """The last model fine-tuned on a part of one request; the best point of the grid, by log-odds of what is scored.
+
+    Args:
+        setting: "merged": all ordinary weights; "frozen": the projections stay as hooks that no one removes;
+            "reapplied": they are folded in again after every step of the attacker.
+        request: whose facts it was tuned on.
+        learning_rate, step: of the best point.
+        curve: log-odds of everything scored, by learning rate and step.
+        sets: as in `Moment`, without what was tuned on.
+        seconds: wall time.
+    """
+
+    setting: Setting
+    request: str
+    learning_rate: float
+    step: int
+    curve: tuple[tuple[float, int, float], ...]
+    sets: Mapping[str, SetScore]
+    seconds: float
+
+
+class Course(_Part):
+    """One method on one stream.
+
+    Args:
+        stream: name of the benchmark.
+        method: name in the catalogue.
+        recipe: all that was asked for.
+        model: what the stream began with.
+        gold: for every prefix of the stream, a model that never knew what it forgets; empty where there is none.
+        start, after: before the first request, and after each.
+        relearnt: attacks on the last model.
+        hashes: of the data, and of the first and the last weights.
+        versions: of Python, torch, transformers and expunge.
+    """
+
+    version: Literal[1] = 1
+    stream: str
+    method: str
+    recipe: dict[str, Any]
+    seed: int
+    model: str
+    gold: tuple[Moment, ...] = ()
+    start: Moment
+    after: tuple[Moment, ...]
+    relearnt: tuple[Relearnt, ...] = ()
+    hashes: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def dumps(self) -> str:
+        """The bytes of the record, as text."""
+        return json.dumps(_rounded(self.model_dump(mode="json")), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Course:
+        """The record in a file; InputError where it is none."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise InputError("This is not the record of a course.", str(path), str(error)) from error
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return _short(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,30 @@
+"""Streams of requests that recipes may name: what goes one after another, and what stays through all of it."""
+
+from __future__ import annotations
+
+from expunge.data.benchmarks import people_stream, regions, scienceqa
+from expunge.stream import StreamSource
+
+STREAMS: dict[str, StreamSource] = {
+    "people_in_requests": StreamSource(
+        name="people_in_requests",
+        summary="Ten requests of six fictional people each, with a gold control for every prefix.",
+        source="generated (Apache-2.0)",
+        build=people_stream.build,
+        train=people_stream.train,
+    ),
+    "world_facts_by_region": StreamSource(
+        name="world_facts_by_region",
+        summary="Five requests: the capitals of Africa, Asia, Europe, the Americas and Oceania.",
+        source="as world_facts",
+        build=regions.build,
+    ),
+    "scienceqa": StreamSource(
+        name="scienceqa",
+        summary="Four requests: biology, physics, chemistry and earth science of ScienceQA.",
+        source="ScienceQA (CC BY-NC-SA 4.0), from the folder `data.folder`",
+        build=scienceqa.build,
+        from_folder=True,
+    ),
+}
+"""Registry by name."""
