@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -276,8 +277,6 @@ def list_(kind: Annotated[Literal["methods", "attacks", "benchmarks"], typer.Arg
 
 def _run_grid(tree: dict[str, Any], where: str) -> None:
     """Run a grid, leave its table and its page in its folder, and print the table."""
-    from rich.table import Table
-
     from expunge.bench.grid import Grid, run_grid
     from expunge.bench.page import write_page
     from expunge.bench.rows import rows
@@ -285,34 +284,45 @@ def _run_grid(tree: dict[str, Any], where: str) -> None:
     grid = Grid.of(tree, where)
     with Bars().shown() as progress:
         records = run_grid(grid, grid.output / "records", progress)
-    shown = Table(title="log-odds of the right answer; recovery with its 95 % interval over seeds")
-    for column in ("method", "attack", "after", "attacked", "recovery", "retain", "held-out"):
-        shown.add_column(column, justify="left" if column in ("method", "attack") else "right")
-    for row in rows(records):
-        shown.add_row(*row.short())
-    out.print(shown)
+    title = "log-odds of the right answer; recovery with its 95 % interval over seeds"
+    columns = ("method", "attack", "after", "attacked", "recovery", "retain", "held-out")
+    _print_table(title, columns, [row.short() for row in rows(records)])
     for file in write_page(grid, records):
         out.print(str(file), markup=False, soft_wrap=True)
 
 
 def _run_courses(tree: dict[str, Any], where: str) -> None:
     """Run a grid of courses, or a single one, leave its table and picture in its folder, and print the table."""
-    from rich.markdown import Markdown
-
     from expunge.bench.course_page import write_course_page
-    from expunge.bench.courses import course_table, run_courses
+    from expunge.bench.courses import SHORT, run_courses, short_table
     from expunge.bench.grid import Grid
     from expunge.catalogue import DEFAULT_METHOD
 
-    seed = tree.pop("seed", 0) if "methods" not in tree else None
-    grid = Grid.of(
-        tree if seed is None else {**tree, "methods": [tree.pop("method", DEFAULT_METHOD)], "seeds": [seed]}, where
-    )
+    if "methods" not in tree:
+        tree = {**tree, "methods": [tree.get("method", DEFAULT_METHOD)], "seeds": [tree.get("seed", 0)]}
+        tree = {key: value for key, value in tree.items() if key not in ("method", "seed")}
+    grid = Grid.of(tree, where)
     with Bars().shown() as progress:
         courses = run_courses(grid, grid.output / "records", progress)
-    out.print(Markdown(course_table(courses)))
+    _print_table(
+        "after the last request: log-odds of what is forgotten, accuracy of what stays, R under relearning",
+        SHORT,
+        short_table(courses),
+    )
     for file in write_course_page(grid.output, courses):
         out.print(str(file), markup=False, soft_wrap=True)
+
+
+def _print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is text and the others numbers."""
+    from rich.table import Table
+
+    shown = Table(title=title)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left")
+    for line in lines:
+        shown.add_row(*line)
+    out.print(shown)
 
 
 def _print_verdict(record: object, folder: Path) -> None:

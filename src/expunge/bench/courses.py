@@ -99,6 +99,28 @@ def course_table(courses: Courses) -> str:
     return "\n".join([*lines, *(_line(method, own) for method, own in courses.items())])
 
 
+SHORT = ("method", "forgotten", "worst earlier", "retain", "held-out", "relearnt: same", "others")
+"""Columns of `short_table`."""
+
+
+def short_table(courses: Courses) -> list[tuple[str, ...]]:
+    """The narrow form: log-odds of all requests and of the worst earlier one at the end, what stays, R when merged."""
+    found = []
+    for method, own in courses.items():
+        names = [moment.request for moment in own[0].after]
+        merged = [(course, back) for course in own if (back := _setting(course, "merged"))]
+        shares = [
+            f"{fmean(recovery(course, back, which) for course, back in merged):.2f}" if merged and which else ""
+            for which in (names[:1], names[1:])
+        ]
+        last = [course.after[-1].sets for course in own]
+        odds = [[sets[name].log_odds for name in names] for sets in last]
+        kept = (f"{fmean(sets[name].accuracy for sets in last):.2f}" for name in (RETAIN, HELD_OUT))
+        worst = f"{fmean(max(values[:-1]) for values in odds):+.2f}" if names[1:] else ""
+        found.append((method, f"{fmean(map(fmean, odds)):+.2f}", worst, *kept, *shares))
+    return found
+
+
 def moments(course: Course) -> tuple[Moment, ...]:
     """The start, and after every request."""
     return (course.start, *course.after)

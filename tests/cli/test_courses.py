@@ -1,0 +1,156 @@
+"""A stream of requests from the command line: carried out in order, scored against gold controls, resumed, tabled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from expunge.bench.courses import course_rows, course_table, recovery, wilson
+from expunge.cli import app
+from expunge.continual.record import Course, Moment, Relearnt, SetScore
+from expunge.errors import InputError
+
+RECIPE = """
+methods:
+  graddiff:
+  mrp: {settings: {layers: [0, 1], rank: 2}, unlearn: {learning_rate: 2.0e-2}}
+seeds: [1]
+model: trained
+data:
+  benchmark: people_in_requests
+  settings: {n_requests: 2, n_forget: 2, n_retain: 4, n_test: 2, n_relations: 3}
+unlearn: {learning_rate: 5.0e-4, max_steps: 6, stop_log_odds: null}
+attacks:
+  relearn-harmful: {fraction: 0.5, learning_rates: [1.0e-3], max_steps: 4, eval_every: 2}
+output: runs
+"""
+
+
+def run(*words: str) -> int:
+    try:
+        app(["run", "recipe.yaml", *words], standalone_mode=False)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def without_times(course: Course) -> dict[str, object]:
+    """All of a record but what no second run has."""
+    tree = json.loads(course.dumps())
+    for part in (*tree["after"], *tree["relearnt"]):
+        part.update(seconds=0, peak_bytes=0)
+    return dict(tree)
+
+
+def test_a_course_from_recipe_to_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert run() == 0
+    assert "graddiff" in capsys.readouterr().out
+    courses = {name: [Course.load(Path(f"runs/records/{name}-1.json"))] for name in ("graddiff", "mrp")}
+    (course,) = courses["mrp"]
+    assert [moment.request for moment in course.after] == ["01", "02"]
+    assert len(course.gold) == 2
+    assert course.start.sets["01"].accuracy > 0.9
+    assert course.gold[0].sets["01"].accuracy < 0.8
+    assert course.gold[0].sets["02"].accuracy > 0.9
+    assert [found.setting for found in course.relearnt] == ["merged", "frozen", "reapplied"]
+    assert [found.setting for found in courses["graddiff"][0].relearnt] == ["merged"]
+    # Two blocks of two rows of 128 numbers, against all weights.
+    assert course.after[0].trained == 2 * 2 * 128 < courses["graddiff"][0].after[0].trained
+
+    rows = json.loads(Path("runs/table.json").read_text())
+    assert len(rows) == 2 * 3 * 4
+    assert {row["scored_on"] for row in rows} == {"01", "02", "retain", "held_out"}
+    assert "| mrp | 1 |" in Path("runs/table.md").read_text()
+    assert Path("runs/course.svg").read_text().startswith("<?xml")
+
+    # The second request alone is carried out again, from the model that the first one left.
+    kept = Path("runs/graddiff-1")
+    assert not (kept / "01" / "model").exists()
+    (Path("runs/records/graddiff-1.json")).unlink()
+    (kept / "course.json").unlink()
+    assert run() == 0
+    assert without_times(Course.load(Path("runs/records/graddiff-1.json"))) == without_times(courses["graddiff"][0])
+
+    Path("runs/records/graddiff-1.json").unlink()
+    assert run("--set", "unlearn.max_steps=7") == 1
+    assert "holds another course" in capsys.readouterr().err
+
+
+def test_a_course_that_was_cut_ends_in_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.continual import course as module
+    from expunge.recipe import Recipe
+    from expunge.settings import read_yaml
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    tree = read_yaml(Path("recipe.yaml"))
+    own = tree.pop("methods")["mrp"]
+    del tree["seeds"]
+    recipes = [Recipe.of({**tree, **own, "method": "mrp", "output": name}, "here") for name in ("whole", "cut")]
+    whole = module.run_course(recipes[0])
+    save, calls = module._write, []
+
+    def cut(path: Path, moment: Moment) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        save(path, moment)
+
+    monkeypatch.setattr(module, "_write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        module.run_course(recipes[1])
+    monkeypatch.setattr(module, "_write", save)
+    assert without_times(module.run_course(recipes[1])) == without_times(whole)
+
+
+def test_what_is_no_stream_is_told(tmp_path: Path) -> None:
+    from expunge.continual.course import run_course
+    from expunge.recipe import Recipe
+
+    files = {"data": {"forget": "f.jsonl", "retain": "r.jsonl"}, "model": "m", "output": str(tmp_path / "o")}
+    with pytest.raises(InputError, match="needs a stream"):
+        run_course(Recipe.of(files, "here"))
+
+
+def score(odds: float, accuracy: float = 0.5, n: int = 10) -> SetScore:
+    return SetScore(accuracy=accuracy, log_odds=odds, chance=0.5, n=n)
+
+
+def moment(request: str, **odds: float) -> Moment:
+    return Moment(request=request, sets={name: score(value) for name, value in odds.items()}, perplexity=2.0)
+
+
+def test_the_table_tells_a_request_that_comes_back() -> None:
+    start = moment("", a=4.0, b=4.0, retain=4.0, held_out=4.0)
+    after = moment("a", a=0.0, b=4.0, retain=4.0, held_out=4.0), moment("b", a=3.0, b=0.0, retain=4.0, held_out=3.0)
+    back = Relearnt(
+        setting="merged", request="a", learning_rate=1e-3, step=4, curve=((1e-3, 4, 2.0),), seconds=1.0,
+        sets={"a": score(2.0), "b": score(1.0)},
+    )  # fmt: skip
+    course = Course(stream="s", method="m", recipe={}, seed=1, model="x", start=start, after=after, relearnt=(back,))
+    assert recovery(course, back, ["a"]) == pytest.approx(0.5)
+    assert recovery(course, back, ["b"]) == pytest.approx(0.25)
+    line = course_table({"m": [course]}).splitlines()[-1]
+    assert "+0.00 / +3.00" in line
+    assert "0.50 / 0.25" in line
+    rows = {(row.number, row.scored_on): row for row in course_rows({"m": [course]})}
+    assert rows[2, "a"].log_odds == 3.0
+    assert rows[1, "a"].after_request == "a"
+    assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)
+    known = course.model_copy(update={"gold": (moment("g", a=1.0, b=4.0), moment("g", a=1.0, b=2.0))})
+    assert recovery(known, back, ["a"]) == pytest.approx((2.0 - 1.0) / (4.0 - 1.0))
+
+
+def test_wilson_against_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for right, n in ((0, 5), (3, 9), (40, 40)):
+        found = stats.binomtest(right, n).proportion_ci(method="wilson")
+        assert wilson(right / n, n) == pytest.approx((found.low, found.high), abs=1e-4)

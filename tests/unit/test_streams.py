@@ -1,0 +1,119 @@
+"""Streams: disjoint requests in order, drawn by seed, with what stays apart from all of them."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from expunge.data.benchmarks import people_stream, regions, scienceqa
+from expunge.data.benchmarks.countries import load_countries
+from expunge.data.example import Example
+from expunge.errors import InputError
+from expunge.stream import Stream
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "scienceqa"
+
+
+def facts(*names: str) -> tuple[Example, ...]:
+    return tuple(Example(f"Where is {name}?", "here", ("there",), subject=name) for name in names)
+
+
+def texts(stream: Stream) -> list[set[str]]:
+    """The prompts of every part."""
+    parts = [*stream.requests.values(), *stream.scored.values(), stream.retain, stream.held_out]
+    return [{example.prompt for example in part} for part in parts]
+
+
+def test_a_stream_is_its_requests_one_after_another() -> None:
+    stream = Stream("two", {"a": facts("A", "B"), "b": facts("C")}, facts("R"), facts("H"))
+    second = stream.request(1)
+    assert [e.subject for e in second.forget] == ["C"]
+    assert [e.subject for e in second.test["request_a"]] == ["A", "B"]
+    assert stream.scored_on("a") == stream.requests["a"]
+    assert [e.subject for e in stream.so_far(1).forget] == ["A", "B"]
+    assert [e.subject for e in stream.so_far(1).retain] == ["R", "C"]
+    assert [e.subject for e in stream.so_far(2).forget] == ["A", "B", "C"]
+    assert stream.hashes().keys() == {"request/a", "request/b", "retain"}
+
+
+def test_a_stream_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="no request"):
+        Stream("none", {}, facts("R"), facts("H"))
+    with pytest.raises(InputError, match="must be scored"):
+        Stream("half", {"a": facts("A"), "b": facts("B")}, facts("R"), facts("H"), scored={"a": facts("C")})
+    with pytest.raises(InputError):
+        Stream("kept", {"a": facts("A")}, facts("A"), facts("H"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_people_in_requests_are_all_different(seed: int) -> None:
+    stream = people_stream.build(seed=seed)
+    assert stream.ids == tuple(f"{i:02}" for i in range(1, 11))
+    names = [e.subject for part in (*stream.requests.values(), stream.retain, stream.held_out) for e in part[::5]]
+    assert len(names) == len(set(names)) == 10 * 6 + 18 + 8
+    first, last = zip(*(name.split() for name in names), strict=True)
+    assert len(set(first)) == len(set(last)) == len(names)
+    assert all(not a & b for a, b in combinations(texts(stream), 2))
+    assert stream == people_stream.build(seed=seed)
+    assert stream != people_stream.build(seed=seed + 2)
+
+
+@pytest.mark.parametrize("wrong", [{"n_requests": 30}, {"n_relations": 7}, {"n_test": 0}])
+def test_people_that_there_are_not(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="at most"):
+        people_stream.build(**wrong)
+
+
+def test_regions_are_asked_one_after_another_and_options_are_never_forgotten() -> None:
+    stream = regions.build(seed=3)
+    region = {country.name: country.region for country in load_countries()}
+    capital = {country.name: country.capital for country in load_countries()}
+    assert stream.ids == regions.REGIONS
+    assert all(region[e.subject] == name for name, own in stream.requests.items() for e in own)
+    assert {region[e.subject] for e in stream.retain} >= set(regions.REGIONS) - {"Oceania"}
+    gone = {capital[e.subject] for own in stream.requests.values() for e in own}
+    asked = [e for part in (*stream.requests.values(), stream.retain, stream.held_out) for e in part]
+    assert not any(gone & set(e.options) for e in asked)
+    assert all(not a & b for a, b in combinations(texts(stream), 2))
+
+
+def test_regions_need_known_capitals() -> None:
+    with pytest.raises(InputError, match="too few capitals"):
+        regions.build(lambda examples: [i % 4 == 0 for i, _ in enumerate(examples)])
+
+
+def question(topic: str, subject: str, n: int, choices: int = 2) -> str:
+    row = {"question": f"What is {topic} {n}?", "choices": [f"c{i}" for i in range(choices)], "answer": 1}
+    return json.dumps(row | {"hint": f"Hint {n}." if n % 2 else "", "subject": subject, "topic": topic})
+
+
+def test_scienceqa_is_cut_in_halves(tmp_path: Path) -> None:
+    rows = [question(topic, scienceqa.NATURAL, n, 2 + n % 3) for topic in scienceqa.TOPICS for n in range(7)]
+    rows += [question("verbs", "language science", n) for n in range(10)]
+    rows.append(question("verbs", "language science", 0))
+    (tmp_path / scienceqa.FILE).write_text("\n".join(rows), encoding="utf-8")
+    stream = scienceqa.build(folder=str(tmp_path), seed=1, n_retain=4, n_test=100)
+    assert stream.ids == scienceqa.TOPICS
+    assert {len(own) for own in (*stream.requests.values(), *stream.scored.values())} == {3}
+    assert (len(stream.retain), len(stream.held_out)) == (4, 6)
+    assert all(not a & b for a, b in combinations(texts(stream), 2))
+    example = stream.requests["biology"][0]
+    assert example.answer == "c1"
+    assert "c1" not in example.options
+    assert example.prompt.startswith("Question: ")
+    (tmp_path / scienceqa.FILE).write_text('{"question": "What?"}', encoding="utf-8")
+    with pytest.raises(InputError, match="not the questions of ScienceQA"):
+        scienceqa.build(folder=str(tmp_path))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="ScienceQA is not here")
+def test_the_real_scienceqa_has_its_topics() -> None:
+    stream = scienceqa.build(folder=str(SHARED))
+    sizes = {name: len(own) for name, own in stream.scored.items()}
+    assert sizes["biology"] > 60
+    assert sizes["earth-science"] >= 10
+    chance = [e.chance for own in stream.scored.values() for e in own]
+    assert 0.4 < sum(chance) / len(chance) < 0.5
