@@ -1,0 +1,87 @@
+"""The same number of trials for every method of recipes/people_methods.yaml, on a seed that no table has.
+
+    python benchmarks/tune_people.py --runs FOLDER
+
+A trial is a learning rate: `FACTORS` times the method's usual one. Of those that end within 0.5 of log-odds 0, that
+with the highest mean of retain and held-out accuracy minus mean recovery wins; where none does, the one that ends nearest.
+All trials are written to docs/results/records/erase_or_hide/tuning_people.json; the rates that win are printed, and
+stand in the recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from expunge.bench.grid import Grid, run_grid
+from expunge.console import Bars
+from expunge.report.record import Record
+from expunge.settings import merge, read_yaml
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "people_methods.yaml"
+STORED = ROOT / "docs" / "results" / "records" / "erase_or_hide" / "tuning_people.json"
+SEED = 0
+FACTORS = (0.3, 1.0, 3.0, 10.0)
+USUAL = {"mrp": 2e-2, "repselect": 2e-3}
+"""What the factors are of, where it is not 5e-4."""
+WITHIN = 0.5
+ATTACKS = {name: {"learning_rates": [5e-4, 2e-3], "max_steps": 24} for name in ("relearn-harmful", "relearn-related")}
+
+Trial = dict[str, Any]
+
+
+def main() -> None:
+    """Run all trials, keep them, and print what won."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="where the runs and their records are kept")
+    options = parser.parse_args()
+    tree = read_yaml(RECIPE)
+    methods = {
+        f"{name}@{rate:g}": merge({"method": name, **(own or {})}, {"unlearn": {"learning_rate": rate}})
+        for name, own in tree["methods"].items()
+        for rate in (factor * USUAL.get(name, 5e-4) for factor in FACTORS)
+    }
+    shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": ATTACKS, "output": str(options.runs)}
+    with Bars().shown() as progress:
+        records = run_grid(Grid.of(shared, "tuning"), options.runs / "records", progress)
+    trials = [_trial(name, own[0]) for name, own in records.items()]
+    won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tree["methods"]}
+    for trial in trials:
+        trial["chosen"] = trial["learning_rate"] == won[trial["method"]]
+    STORED.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
+    for name, rate in won.items():
+        print(f"{name}: {rate:g}")
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial that wins, by the rule above."""
+    ignorant = [trial for trial in trials if abs(trial["log_odds"]) <= WITHIN]
+    if not ignorant:
+        return min(trials, key=lambda trial: abs(trial["log_odds"]))
+    return max(ignorant, key=lambda t: (t["retain"] + t["held_out"]) / 2 - t["recovery"])
+
+
+def _trial(name: str, record: Record) -> Trial:
+    after = record.scores.forget.after
+    return {
+        "method": name.partition("@")[0],
+        "learning_rate": float(name.partition("@")[2]),
+        "steps": record.cost.steps,
+        "accuracy": after.accuracy,
+        "log_odds": after.log_odds,
+        "retain": record.scores.retain.after.accuracy,
+        "held_out": record.scores.test.after.accuracy,
+        "recovery": round(fmean(attack.recovery for attack in record.attacks), 4),
+    }
+
+
+if __name__ == "__main__":
+    main()
