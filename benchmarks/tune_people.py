@@ -3,7 +3,7 @@
     python benchmarks/tune_people.py --runs FOLDER
 
 A trial is a learning rate: `FACTORS` times the method's usual one. Of those that end within 0.5 of log-odds 0, that
-with the highest mean of retain and held-out accuracy minus mean recovery wins; where none does, the one that ends nearest.
+with the highest mean of retain and held-out accuracy minus mean recovery wins; where none does, the nearest one.
 All trials are written to docs/results/records/erase_or_hide/tuning_people.json; the rates that win are printed, and
 stand in the recipe.
 """

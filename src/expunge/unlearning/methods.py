@@ -130,6 +130,13 @@ METHODS: Final[dict[str, Method]] = {
         (_KEPT_DOWN,),
         summary="ssiuu on neurons: negative influence on the log-odds may not grow over that of the start",
     ),
+    "durable_mrp": Method(
+        Bounded(restore=1.0),
+        (SimulatedRelearning(),),
+        Projection(train="weights"),
+        loop={"min_steps": 60, "max_steps": 120},
+        summary="durable with the forget states' own directions projected out of the MLP outputs",
+    ),
     "durable_ssiuu": Method(
         Bounded(restore=1.0),
         (replace(_KEPT_DOWN, strength=1.0), SimulatedRelearning()),

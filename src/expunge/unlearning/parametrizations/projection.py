@@ -29,7 +29,7 @@ from expunge.models.architecture import Architecture, base_linear, describe, wid
 from expunge.models.projections import attach, attached, load_rows
 from expunge.unlearning.parametrizations.base import Material, Parametrization
 from expunge.unlearning.parametrizations.layers import chosen_blocks
-from expunge.unlearning.parametrizations.projector import Projected, Rows, fold_projection
+from expunge.unlearning.parametrizations.projector import Projected, ProjectedWeights, Rows, fold_projection
 from expunge.unlearning.parametrizations.states import Pool, output_moments
 from expunge.unlearning.parametrizations.subspace import (
     Moments,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 Init = Literal["paper", "code", "random", "leace"]
 OutputSite = Literal["mlp", "block"]
-Train = Literal["new", "combined"]
+Train = Literal["new", "combined", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Projection(Parametrization):
         n_layers: of these, only the so many whose forget states have the largest share of their energy outside the
             retain subspace; 0 for all.
         site: "mlp", or "block": the output of the whole block, which does not fold.
-        train: "new" rows only, or "combined": those of earlier requests too, which then may lose what they removed.
+        train: "new" rows only, or "combined": those of earlier requests too, which then may lose what they removed; or
+            "weights": all weights of the model and no row, which stay what `init` and earlier requests made of them.
         init: of W_new. "paper": the directions of the forget states outside the retain subspace; "code": the other way
             round, as the authors' script has it; "random": the control of equal rank; "leace": what tells forget from
             retain states linearly, one row.
@@ -81,12 +82,14 @@ class Projection(Parametrization):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError("The rank must be at least 1.", f"rank={self.rank}")
+        if self.train == "weights" and self.site == "block":
+            raise InputError("Rows at whole blocks cannot be folded into weights.", "site=block", 'Take site "mlp".')
         if self.n_layers < 0:
             raise InputError("The number of layers must be at least 0.", f"n_layers={self.n_layers}")
         if not 0 <= self.energy < 1:
             raise InputError("energy must be at least 0 and below 1.", f"energy={self.energy}")
 
-    def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Projected:
+    def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Projected | ProjectedWeights:
         """The rows of W_new, begun as `init` says; InputError where no block has a direction to begin with."""
         arch = describe(model)
         blocks = chosen_blocks(arch, self.layers or tuple(range(1, len(arch.blocks))))
@@ -97,8 +100,12 @@ class Projection(Parametrization):
         if not new:
             raise InputError("The forget states have no direction of their own.", f"init={self.init}", "Lower energy.")
         earlier = {block: rows for block, rows in fixed.items() if len(rows)}
+        settle = partial(self._settle, model, arch)
+        if self.train == "weights":
+            whole = {block: (modules[block], row_space(torch.cat([fixed[block], rows]))) for block, rows in new.items()}
+            return ProjectedWeights(model, whole, earlier, settle)
         sites = {block: (modules[block], *self._started(fixed[block], rows)) for block, rows in new.items()}
-        return Projected(model, sites, earlier, partial(self._settle, model, arch))
+        return Projected(model, sites, earlier, settle)
 
     def _module(self, arch: Architecture, block: int) -> nn.Module:
         """Whose output loses the rows."""

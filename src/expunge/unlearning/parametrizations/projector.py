@@ -110,6 +110,62 @@ class Projected(Trained):
                 self._settle(block, self._projectors[block].basis(torch.float64))
 
 
+class ProjectedWeights(Trained):
+    """All weights of a model, trained while projections that do not move stand at the outputs of some modules.
+
+    Args:
+        model: the model.
+        sites: by block, the module and the orthonormal rows that its output loses.
+        earlier: rows of earlier requests by block, of blocks without a site too.
+        settle: as in `Projected`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: Mapping[int, tuple[nn.Module, Tensor]],
+        earlier: Mapping[int, Tensor],
+        settle: Callable[[int, Tensor], None],
+    ) -> None:
+        self._rows: Rows = {block: rows for block, (_, rows) in sites.items()}
+        self._earlier, self._settle = dict(earlier), settle
+        super().__init__(model, [name for name, _ in model.named_parameters()], self._take_out)
+        self._initial = [_sample(p) for p in self.parameters.values()]
+        self._seen = False
+        self._handles = [module.register_forward_hook(self._hook(block)) for block, (module, _) in sites.items()]
+
+    def removed(self) -> Rows:
+        """As `Projected.removed`."""
+        return {**self._earlier, **(self._rows if self._begun() else {})}
+
+    def _hook(self, block: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(module: nn.Module, args: object, out: Tensor) -> Tensor:
+            self._seen = self._seen or torch.is_grad_enabled() or self._begun()
+            if not self._seen:
+                return out
+            rows = self._rows[block]
+            return project(out.to(rows.dtype), rows).to(out.dtype)
+
+        return hook
+
+    def _begun(self) -> bool:
+        """Whether a step has been made: no weight that has a gradient is left where it was by Adam."""
+        return any(not torch.equal(_sample(p), x) for p, x in zip(self.parameters.values(), self._initial, strict=True))
+
+    @torch.no_grad()
+    def _take_out(self) -> None:
+        begun = self._begun()
+        for handle in self._handles:
+            handle.remove()
+        for block, rows in self._rows.items() if begun else ():
+            self._settle(block, rows.double())
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    """A few of its numbers."""
+    return parameter.detach().flatten()[:16].clone()
+
+
 def fold_projection(linear: Linear, basis: Float[Tensor, "rows d"]) -> None:
     """Make the linear map's output lose the span of `basis`, in place: W <- (I - Q^T Q) W, b <- (I - Q^T Q) b."""
     by_output = linear.weight.T if isinstance(linear, nn.Linear) else linear.weight
