@@ -8,7 +8,7 @@ DEFAULT_METHOD: Final = "durable"
 
 
 def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[str, str]]:
-    """(name, summary) of every method, attack or benchmark."""
+    """(name, summary) of every method, attack or benchmark, streams of requests last."""
     if kind == "methods":
         from expunge.unlearning.methods import METHODS
 
@@ -18,5 +18,8 @@ def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[st
 
         return [(name, attack.summary) for name, attack in ATTACKS.items()]
     from expunge.data.benchmarks import BENCHMARKS
+    from expunge.data.benchmarks.streams import STREAMS
 
-    return [(name, f"{each.summary} Source: {each.source}.") for name, each in BENCHMARKS.items()]
+    told = {name: f"{each.summary} Source: {each.source}." for name, each in BENCHMARKS.items()}
+    told |= {name: f"{each.summary} Source: {each.source}." for name, each in STREAMS.items()}
+    return list(told.items())

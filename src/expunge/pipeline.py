@@ -169,7 +169,7 @@ def attack(
     recipe, request = folder.load_recipe(), folder.load_request()
     chosen = _attacks(recipe, request, names, settings or {})
     control = read_json(folder.source).get("control")
-    results = _attack_model(str(folder.model), recipe, request, chosen, folder.attacks, None, progress)
+    results = _attack_model(str(folder.model), recipe, request, chosen, folder.attacks, None, progress, probed=True)
     if control:
         told = Named(progress or Silent(), "control")
         _attack_model(control, recipe, request, chosen, folder.control_attacks, results, told)
@@ -324,14 +324,19 @@ def _attack_model(
     folder: Path,
     like: Mapping[str, AttackResult] | None,
     progress: Progress | None,
+    *,
+    probed: bool = False,
 ) -> dict[str, AttackResult]:
-    """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model."""
+    """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model.
+
+    With `probed` the results say what an attack changed inside (rho).
+    """
     loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
     encoder = encoder_of(loaded, recipe)
-    probe, before = _probe(loaded.model, encoder, request, wanted=like is None)
+    probe, before = _probe(loaded.model, encoder, request, wanted=probed)
     results = {}
     for name, settings in chosen.items():
-        result, probed = make_attack(name, settings).run(
+        result, seen = make_attack(name, settings).run(
             loaded.model,
             encoder,
             request,
@@ -340,8 +345,8 @@ def _attack_model(
             cells=folder / "cells",
             like=like[name] if like else None,
         )
-        if probed is not None and before is not None:
-            result = replace(result, rho=rho(before, probed))
+        if seen is not None and before is not None:
+            result = replace(result, rho=rho(before, seen))
         result = replace(result, name=name)
         _write_json(folder / f"{name}.json", result.to_json())
         results[name] = result

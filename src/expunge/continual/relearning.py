@@ -104,7 +104,7 @@ def enforced(model: PreTrainedModel, setting: Setting, removed: Rows) -> Iterato
 
         def fold(*_: Any) -> None:
             for block, rows in removed.items():
-                fold_projection(downs[block], rows.to(downs[block].weight))
+                fold_projection(downs[block], rows.to(downs[block].weight.device))
 
         handles = [register_optimizer_step_post_hook(fold)]
     try:
@@ -115,4 +115,4 @@ def enforced(model: PreTrainedModel, setting: Setting, removed: Rows) -> Iterato
 
 
 def _hook(rows: Tensor, module: object, args: object, out: Tensor) -> Tensor:
-    return project(out.to(rows.dtype), rows.to(out.device)).to(out.dtype)
+    return project(out, rows.to(out.device))

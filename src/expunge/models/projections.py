@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,8 +32,13 @@ _NAME: Final = "kept_projection"
 
 
 def project(states: Float[Tensor, "*n d"], rows: Float[Tensor, "r d"]) -> Float[Tensor, "*n d"]:
-    """x - (x Q^T) Q for every row x of `states`: what is left outside the span of the orthonormal `rows`."""
-    return states - (states @ rows.T) @ rows
+    """x - (x Q^T) Q for every row x of `states`: what is left outside the span of the orthonormal `rows`.
+
+    Computed in the wider dtype of the two, given in that of the states.
+    """
+    wide = torch.promote_types(states.dtype, rows.dtype)
+    x, q = states.to(wide), rows.to(wide)
+    return (x - (x @ q.T) @ q).to(states.dtype)
 
 
 class Hooked(nn.Module):
@@ -51,8 +57,8 @@ class Hooked(nn.Module):
         self.register_buffer("rows", rows.detach().clone(), persistent=False)
 
     def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """The states without what Q spans, computed in the dtype of Q and given in their own."""
-        return project(hidden.to(self.rows.dtype), self.rows).to(hidden.dtype)
+        """The states without what Q spans."""
+        return project(hidden, self.rows)
 
 
 def attach(model: PreTrainedModel, rows: Mapping[int, Float[Tensor, "r d"]]) -> None:

@@ -56,10 +56,10 @@ class Projector(nn.Module):
         return q.T
 
     def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """The states without what Q spans, computed in W's dtype and given in their own."""
+        """The states without what Q spans."""
         if not (torch.is_grad_enabled() or self._begun()):
             return hidden
-        return project(hidden.to(self.rows.dtype), self.basis()).to(hidden.dtype)
+        return project(hidden, self.basis())
 
 
 class Projected(Trained):
@@ -143,8 +143,7 @@ class ProjectedWeights(Trained):
             self._seen = self._seen or torch.is_grad_enabled() or self._begun()
             if not self._seen:
                 return out
-            rows = self._rows[block]
-            return project(out.to(rows.dtype), rows).to(out.dtype)
+            return project(out, self._rows[block])
 
         return hook
 
@@ -171,4 +170,4 @@ def fold_projection(linear: Linear, basis: Float[Tensor, "rows d"]) -> None:
     by_output = linear.weight.T if isinstance(linear, nn.Linear) else linear.weight
     for outputs in (by_output, linear.bias):
         if outputs is not None:
-            outputs.data.copy_(project(outputs.to(basis.dtype), basis))
+            outputs.data.copy_(project(outputs, basis))

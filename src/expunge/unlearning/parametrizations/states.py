@@ -62,7 +62,7 @@ def output_moments(
 
 def _remove(rows: Tensor, module: nn.Module, args: object, out: Any) -> Any:
     def left(states: Tensor) -> Tensor:
-        return project(states.to(rows.dtype), rows).to(states.dtype)
+        return project(states, rows)
 
     return with_states(out, left) if len(rows) else out
 
