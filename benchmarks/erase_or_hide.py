@@ -33,6 +33,7 @@ FILES = {
     "world_facts": "world_facts.yaml",
     "world_facts_all": "world_facts_all.yaml",
     "world_facts_held_out": "world_facts_held_out.yaml",
+    "world_facts_plateau": "world_facts_plateau.yaml",
     "made_up": "made_up.yaml",
     "people": "people_methods.yaml",
 }

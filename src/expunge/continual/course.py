@@ -98,7 +98,7 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
     course = Course(
         stream=str(recipe.data.benchmark),
         method=recipe.method,
-        recipe=recipe.model_dump(mode="json", exclude={"output"}),
+        recipe=recipe.model_dump(mode="json", exclude={"output": True, "data": {"folder"}}),
         seed=recipe.seed,
         model=Path(begin.model).name,
         gold=tuple(_moment(_load(path, recipe), stream, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),

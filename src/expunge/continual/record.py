@@ -96,7 +96,7 @@ class Course(_Part):
     Args:
         stream: name of the benchmark.
         method: name in the catalogue.
-        recipe: all that was asked for.
+        recipe: all that was asked for, without this machine's paths.
         model: what the stream began with.
         gold: for every prefix of the stream, a model that never knew what it forgets; empty where there is none.
         start, after: before the first request, and after each.
