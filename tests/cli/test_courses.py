@@ -64,6 +64,10 @@ def test_a_course_from_recipe_to_table(
     # Two blocks of two rows of 128 numbers, against all weights.
     assert course.after[0].trained == 2 * 2 * 128 < courses["graddiff"][0].after[0].trained
 
+    # The second request is carried out on the model that the first one left.
+    last = courses["graddiff"][0].after[1].sets
+    assert all(last[name].log_odds < course.start.sets[name].log_odds - 2 for name in ("01", "02"))
+
     rows = json.loads(Path("runs/table.json").read_text())
     assert len(rows) == 2 * 3 * 4
     assert {row["scored_on"] for row in rows} == {"01", "02", "retain", "held_out"}
@@ -85,6 +89,7 @@ def test_a_course_from_recipe_to_table(
 
 def test_a_course_that_was_cut_ends_in_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from expunge.continual import course as module
+    from expunge.models.load import LoadedModel
     from expunge.recipe import Recipe
     from expunge.settings import read_yaml
 
@@ -95,7 +100,17 @@ def test_a_course_that_was_cut_ends_in_the_same_record(tmp_path: Path, monkeypat
     own = tree.pop("methods")["mrp"]
     del tree["seeds"]
     recipes = [Recipe.of({**tree, **own, "method": "mrp", "output": name}, "here") for name in ("whole", "cut")]
+    load, loaded = module._load, []
+
+    def spy(model: str, recipe: Recipe) -> LoadedModel:
+        loaded.append(Path(model).parent.name)
+        return load(model, recipe)
+
+    monkeypatch.setattr(module, "_load", spy)
     whole = module.run_course(recipes[0])
+    # The second request is carried out on what the first one left; what it leaves itself is attacked in three settings.
+    assert loaded[2] == "01"
+    assert (loaded.count("01"), loaded.count("02")) == (1, 3)
     save, calls = module._write, []
 
     def cut(path: Path, moment: Moment) -> None:

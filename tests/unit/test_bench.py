@@ -9,7 +9,7 @@ import pytest
 
 from expunge import pipeline
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import STUDENT, interval, markdown, rows
+from expunge.bench.rows import STUDENT, attack_name, interval, markdown, rows
 from expunge.errors import InputError
 from expunge.report.record import Record
 from synthetic_record import make_record
@@ -90,3 +90,14 @@ def test_differences_are_paired_by_seed() -> None:
     assert second.ci_low < 0 < second.ci_high - 0.8
     assert second.recovery_by_seed == [0.41, 0.1, 0.8]
     assert "| npo |" in markdown([first, second])
+
+
+def test_records_of_several_grids_make_one_table() -> None:
+    """One method and seed, attacked in two grids: what both did alike counts once, the rest is added."""
+    one, two = with_recovery("graddiff", 1, 0.2), with_recovery("graddiff", 1, 0.9)
+    (name,) = {attack_name(attack) for attack in one.attacks}
+    further = two.attacks[0].model_copy(update={"name": "relearn-benign"})
+    two = two.model_copy(update={"attacks": (*two.attacks, further)})
+    found = rows({"graddiff": [one, two, with_recovery("graddiff", 2, 0.4)]})
+    assert {row.attack: row.seeds for row in found} == {name: [1, 2], attack_name(further): [1]}
+    assert found[0].recovery_by_seed == [0.2, 0.4]

@@ -142,7 +142,6 @@ def answers_after(
     cache.batch_select_indices(owner)  # the selection has no graph: the rows of `prompts` keep theirs
     width = min(rows.input_ids.shape[1], prompts.input_ids.shape[1], held)
     same = rows.input_ids[:, :width] == prompts.input_ids[owner, :width]
-    same &= prompts.attention_mask[owner, :width].bool()
     begin = torch.minimum(same.long().cumprod(1).sum(1), rows.answer_mask.long().argmax(1) - 1)[:, None]
     lengths = rows.attention_mask.sum(1, keepdim=True) - begin
     place = begin + torch.arange(int(lengths.max()), device=device)
