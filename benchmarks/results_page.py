@@ -76,7 +76,7 @@ class Page:
             lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
             if part in self.drawn:
                 lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
-        lines += _tuning(self.records / "tuning.json")
+        lines += [*_tuning(self.records / "tuning.json"), *_trials(self.records / "tuning_people.json")]
         notes = RESULTS / f"{self.name}.notes.md"
         text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
         (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
@@ -114,6 +114,23 @@ def _tuning(path: Path) -> Iterator[str]:
         levels = [f"{row[f'{k}_log_odds']:+.2f} / {row[f'{k}_accuracy']:.2f}" for k in ("after", "harmful", "related")]
         told = [row["what"], row["seed"], row["steps"], levels[0], f"{row['held_out_accuracy']:.2f}", *levels[1:]]
         yield f"| {' | '.join(map(str, told))} |"
+
+
+def _trials(path: Path) -> Iterator[str]:
+    """The same number of trials for every method, as benchmarks/tune_people.py kept them; the one taken is bold."""
+    if not path.is_file():
+        return
+    found: dict[str, list[str]] = {}
+    for trial in json.loads(path.read_text("utf-8")):
+        kept = (trial["retain"] + trial["held_out"]) / 2
+        told = f"{trial['learning_rate']:g}: {trial['log_odds']:+.2f} / {kept:.2f} / {trial['recovery']:.2f}"
+        found.setdefault(trial["method"], []).append(f"**{told}**" if trial["chosen"] else told)
+    yield "\nTried on people, on seed 0, the same number of trials for every method (the rule is in"
+    yield "`benchmarks/tune_people.py`); learning rate: log-odds after / retain and held-out accuracy / mean recovery."
+    yield "Bold is what the grid took.\n"
+    yield "| method | trials |\n|---|---|"
+    for method, trials in found.items():
+        yield f"| {method} | {'; '.join(trials)} |"
 
 
 def main(page: Page, about: str | None) -> None:
