@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-THREADS = {"step_smollm2": 2, "memory": 2, "attribution": 2, "step_peers": 1, "startup": 1}
+THREADS = {"step_smollm2": 2, "memory": 2, "attribution": 2, "projection": 2, "step_peers": 1, "startup": 1}
 
 
 def main() -> int:
