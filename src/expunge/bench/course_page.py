@@ -48,6 +48,7 @@ def draw_courses(path: Path, courses: Courses) -> None:
             axes.set_ylabel("log-odds, nats per token")
         for axes in panels[max(0, len(courses) - columns) : len(courses)]:
             axes.set_xlabel("requests carried out")
+            axes.tick_params(labelbottom=True)
         figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.15)
 
 

@@ -208,7 +208,7 @@ def _line(method: str, own: Sequence[Course]) -> str:
         over(lambda c: c.after[-1].sets[HELD_OUT].accuracy, spread=True),
         over(lambda c: c.after[-1].perplexity, ".1f"),
         f"{own[0].after[0].trained:,}",
-        over(lambda c: fmean(moment.seconds for moment in c.after), ".0f"),
+        over(lambda c: fmean(moment.seconds for moment in c.after), ".1f"),
         *map(back, ("merged", "frozen", "reapplied")),
     ]
     return f"| {' | '.join(cells)} |"
