@@ -19,7 +19,7 @@ class RunFolder:
     model/          the unlearned checkpoint, with its card
     request/        what had to go, what had to stay, and what is scored
     attacks/        one JSON per attack, and its finished cells
-    removed.safetensors  what a projection removed, for the next request; absent with other parametrizations
+    removed.safetensors  what the next request must know, as what projections removed; absent with most parametrizations
     training.json   how the unlearning went; metrics.jsonl step by step
     record.json     everything that the report shows
     report.html     the page
@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def removed(self) -> Path:
-        """What a projection removed."""
+        """What the next request must know of this one."""
         return self.path / "removed.safetensors"
 
     @property

@@ -31,8 +31,8 @@ from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model
 from expunge.models.memory import peak_bytes
-from expunge.models.projections import save_rows
 from expunge.models.scores import score_items
+from expunge.models.tensors import save_tensors
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.report.record import Record
@@ -134,8 +134,8 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         return result
     learnt = time.perf_counter()
     save_pretrained_atomic(loaded.model, loaded.tokenizer, folder.model)
-    if result.removed:
-        save_rows(folder.removed, result.removed)
+    if result.carried:
+        save_tensors(folder.removed, result.carried)
     training = {
         "steps": result.steps,
         "stop_reason": str(result.stop_reason.value),

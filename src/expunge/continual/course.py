@@ -30,15 +30,17 @@ from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import LoadedModel, load_model
-from expunge.models.projections import load_rows, save_rows
+from expunge.models.projections import load_rows
 from expunge.models.scores import score_items
 from expunge.models.smollm import fetch_smollm2
+from expunge.models.tensors import save_tensors
 from expunge.pipeline import check, continued
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import SMOLLM2, TRAINED, Recipe
 from expunge.source import built, chosen, known_by, made_here
 from expunge.stream import Stream, StreamSource
 from expunge.unlearning.loop import unlearn
+from expunge.unlearning.parametrizations.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Place:
         return self.folder / f"{number:02}" / "model"
 
     def removed(self, number: int) -> Path:
-        """What projections had removed by then."""
+        """What the next request must know of those before it."""
         return self.folder / f"{number:02}" / "removed.safetensors"
 
 
@@ -166,8 +168,8 @@ def _carry_out(number: int, name: str, begin: Begin, recipe: Recipe, place: Plac
     request = begin.stream.request(number - 1)
     result = unlearn(loaded.model, encoder, request, method, arguments, output=folder, progress=progress)
     save_pretrained_atomic(loaded.model, loaded.tokenizer, place.model(number))
-    if result.removed:
-        save_rows(place.removed(number), result.removed)
+    if result.carried:
+        save_tensors(place.removed(number), result.carried)
     moment = _moment(loaded, begin.stream, recipe, name).model_copy(
         update={
             "steps": result.steps,
@@ -198,8 +200,9 @@ def _moment(loaded: LoadedModel, stream: Stream, recipe: Recipe, name: str) -> M
 
 def _relearnt(place: Place, last: int, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
     """Relearning of the first request in the last model, in every setting that its projections allow."""
+    projects = isinstance(check(recipe)[0].parametrization, Projection)
     for name, settings in recipe.attacks.items():
-        removed = load_rows(place.removed(last)) if place.removed(last).is_file() else {}
+        removed = load_rows(place.removed(last)) if projects and place.removed(last).is_file() else {}
         for setting in SETTINGS if removed else SETTINGS[:1]:
             loaded = _load(str(place.model(last)), recipe)
             attack = make_attack(name, settings)

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.models.architecture import describe, with_states
-from expunge.models.storage import TEMPORARY, disk_errors
+from expunge.models.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,25 +93,19 @@ def through(name: str) -> Callable[[nn.Module, Any, Any], Any]:
     return hook
 
 
-def save_rows(path: Path, rows: Mapping[int, Tensor]) -> None:
-    """Write rows by the index of their block; a reader sees the old file or the new one, never a part.
+def named_rows(rows: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """Rows under the names that they have on disk."""
+    return {f"block.{block}": value for block, value in rows.items()}
 
-    Raises:
-        ResourceError: the disk is full.
-    """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_name(TEMPORARY + path.name)
-        save_file({f"block.{block}": value.detach().cpu().contiguous() for block, value in rows.items()}, work)
-        work.replace(path)
+
+def save_rows(path: Path, rows: Mapping[int, Tensor]) -> None:
+    """Write rows by the index of their block, as `save_tensors` does."""
+    save_tensors(path, named_rows(rows))
 
 
 def load_rows(path: Path) -> dict[int, Tensor]:
     """The rows by the index of their block; InputError for a file that is absent or something else."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError("The rows of earlier requests cannot be read.", str(path), f"{error}") from error
+    tensors = load_tensors(path)
     found: dict[int, Tensor] = {}
     for name, value in tensors.items():
         key = re.fullmatch(r"block\.(\d+)", name)

@@ -56,7 +56,8 @@ class UnlearnResult:
         seconds: wall time of the loop, the earlier parts of a resumed run included.
         peak_bytes: the most memory that the process has held.
         final: scores of the forget items after the last step: of those with options, if any has.
-        removed: what a projection removed, by block: rows for `Projection.earlier` of the next request.
+        removed: what a projection removed, by block.
+        carried: what the next request must know of this one, by name: the file `earlier` of its parametrization.
         trained: how many numbers were trained.
     """
 
@@ -67,6 +68,7 @@ class UnlearnResult:
     peak_bytes: int
     final: Scores
     removed: Mapping[int, Tensor] = field(default_factory=dict)
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     trained: int = 0
 
 
@@ -140,10 +142,10 @@ def train(
         rule = StopRule.of(arguments, graded, None if start.block is not None else width(start.read.head))
         score = partial(_scores, model, encoder, graded or forget)
         result = _Loop(stepper, rule, landing, keeper, score, progress, history).run()
-        numbers = sum(p.numel() for p in trained.parameters.values())
-        return replace(result, removed=trained.removed(), trained=numbers)
     finally:
+        numbers = sum(p.numel() for p in trained.parameters.values())
         trained.fold()
+    return replace(result, removed=trained.removed(), carried=trained.carried(), trained=numbers)
 
 
 class _Loop:

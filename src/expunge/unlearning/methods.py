@@ -27,6 +27,7 @@ from expunge.unlearning.objectives.undial import UNDIAL
 from expunge.unlearning.objectives.wga import WGA
 from expunge.unlearning.parametrizations.base import Parametrization
 from expunge.unlearning.parametrizations.full import Full
+from expunge.unlearning.parametrizations.fused import FusedLoRA
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.parametrizations.projection import Projection
@@ -113,6 +114,12 @@ METHODS: Final[dict[str, Method]] = {
         loop={"learning_rate": 1e-2},
         summary="mrp as its authors' script has it: whole blocks, not folded, begun the other way round",
     ),
+    "eul": Method(
+        GradDiff(),
+        parametrization=FusedLoRA(),
+        loop={"learning_rate": 1e-3},
+        summary="one adapter a request, all fused in closed form (arXiv:2310.20150); the loss is graddiff's",
+    ),
     "bounded": Method(Bounded(), summary="hinge on the answer's margin over its options: stops at ignorance"),
     "durable": Method(
         Bounded(restore=1.0),
@@ -176,6 +183,7 @@ PARAMETRIZATIONS: Final[dict[str, type[Parametrization]]] = {
     "full": Full,
     "layers": Layers,
     "lora": LoRA,
+    "fused": FusedLoRA,
     "projection": Projection,
 }
 """Parts by name. Other packages add theirs by entry points `expunge.objectives`, `.transforms`, `.parametrizations`."""

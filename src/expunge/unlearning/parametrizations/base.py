@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.models.answers import length_sorted
+from expunge.models.projections import named_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +75,10 @@ class Trained:
     def removed(self) -> Mapping[int, Tensor]:
         """By block, rows that no later request may bring back, as far as the weights alone do not say; often none."""
         return {}
+
+    def carried(self) -> Mapping[str, Tensor]:
+        """What the next request's `earlier` file must hold, after `fold`; often nothing."""
+        return named_rows(self.removed())
 
     def fold(self) -> None:
         """Put what was learned into the model's own weights, drop all gradients, and free what was held still."""

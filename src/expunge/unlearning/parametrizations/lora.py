@@ -48,7 +48,7 @@ class LoRA(Parametrization):
         """The adapters' parameters, A drawn with `seed`; InputError without peft, or for a map that is not there."""
         peft = _peft()
         flags = [(p, p.requires_grad) for p in model.parameters()]
-        targets = self._targets(model)
+        targets = self.targets(model)
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -64,7 +64,7 @@ class LoRA(Parametrization):
         trained = (name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
         return Trained(model, trained, partial(_merge, model))
 
-    def _targets(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+    def targets(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         """The chosen linear maps by their names in the model."""
         arch = describe(model)
         names = {id(module): name for name, module in model.named_modules()}
