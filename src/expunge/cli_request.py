@@ -58,7 +58,8 @@ def apply(
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
     attacks: Annotated[str | None, typer.Option(help="Names with commas between; the usual ones where absent.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting, of an attack as in `quantise.bits=[4]`; repeat."),
     ] = None,
     ledger: Place = DEFAULT,
 ) -> None:
@@ -73,11 +74,19 @@ def apply(
         from expunge.continual.fulfil import Requests
         from expunge.continual.ledger import Ledger
         from expunge.pipeline import sort_settings
+        from expunge.recipe import STANDARD_ATTACKS
         from expunge.settings import parse_assignments
 
-        shared: dict[str, Any] = {"method": method, **sort_settings(parse_assignments(settings or []))}
-        if attacks is not None:
-            shared["attacks"] = [each.strip() for each in attacks.split(",") if each.strip()]
+        names_of_attacks = attacks.split(",") if attacks is not None else STANDARD_ATTACKS
+        tried: dict[str, dict[str, Any]] = {each.strip(): {} for each in names_of_attacks if each.strip()}
+        given: dict[str, Any] = {}
+        for key, value in parse_assignments(settings or []).items():
+            name, _, setting = key.partition(".")
+            if name in tried:
+                tried[name][setting] = value
+            else:
+                given[key] = value
+        shared: dict[str, Any] = {"method": method, "attacks": tried, **sort_settings(given)}
         book = Ledger(ledger)
         with Bars().shown() as progress:
             done = Requests(book, output, shared, progress).fulfil(model, names or ())

@@ -51,7 +51,10 @@ def add(expunge: Expunge, tmp_path: Path, name: str, forget: tuple[Example, ...]
     return expunge("add", "--forget", files[0], "--retain", files[1], "--id", name, "--reason", f"asked by {name}")
 
 
-SMALL = ("--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null", "--attacks", "quantise")
+SMALL = (
+    *("--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null"),
+    *("--attacks", "quantise", "--set", "quantise.bits=[8]"),
+)
 
 
 def test_two_requests_from_coming_in_to_the_proof(
@@ -76,6 +79,7 @@ def test_two_requests_from_coming_in_to_the_proof(
     assert {json.loads(line)["prompt"] for line in kept} == {e.prompt for e in tiny_examples[4:]}
     record = json.loads((tmp_path / "runs" / "second" / "record.json").read_text())
     assert record["scores"]["groups"]["request_first"]["after"]["n"] == 2
+    assert record["attacks"][0]["settings"]["bits"] == [8]
     told = record["scores"]["groups"]["request_first"]["after"]["log_odds"]
     assert done["second"].standings["first"].log_odds == pytest.approx(told, abs=1e-4)
 
