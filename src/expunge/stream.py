@@ -40,7 +40,7 @@ class Stream:
             raise InputError("There is no request in this stream.", self.name)
         if self.scored and self.scored.keys() != self.requests.keys():
             raise InputError("Every request of a stream must be scored, or none apart.", self.name)
-        self.request(len(self.requests) - 1)  # checks that all facts are disjoint
+        self.so_far(len(self.requests))  # a request checks that its facts are all different
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ RECIPE = """
 methods:
   graddiff:
   mrp: {settings: {layers: [0, 1], rank: 2}, unlearn: {learning_rate: 2.0e-2}}
+  block: {method: mrp, settings: {layers: [0, 1], rank: 2, site: block}, unlearn: {learning_rate: 2.0e-2}}
+  eul:
 seeds: [1]
 model: trained
 data:
@@ -52,7 +54,7 @@ def test_a_course_from_recipe_to_table(
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
     assert run() == 0
     assert "graddiff" in capsys.readouterr().out
-    courses = {name: [Course.load(Path(f"runs/records/{name}-1.json"))] for name in ("graddiff", "mrp")}
+    courses = {name: [Course.load(Path(f"runs/records/{name}-1.json"))] for name in ("graddiff", "mrp", "block", "eul")}
     (course,) = courses["mrp"]
     assert [moment.request for moment in course.after] == ["01", "02"]
     assert len(course.gold) == 2
@@ -60,7 +62,8 @@ def test_a_course_from_recipe_to_table(
     assert course.gold[0].sets["01"].accuracy < 0.8
     assert course.gold[0].sets["02"].accuracy > 0.9
     assert [found.setting for found in course.relearnt] == ["merged", "frozen", "reapplied"]
-    assert [found.setting for found in courses["graddiff"][0].relearnt] == ["merged"]
+    others = {name: [found.setting for found in courses[name][0].relearnt] for name in ("graddiff", "block", "eul")}
+    assert others == {"graddiff": ["merged"], "block": ["frozen"], "eul": ["merged"]}
     # Two blocks of two rows of 128 numbers, against all weights.
     assert course.after[0].trained == 2 * 2 * 128 < courses["graddiff"][0].after[0].trained
 
@@ -69,7 +72,7 @@ def test_a_course_from_recipe_to_table(
     assert all(last[name].log_odds < course.start.sets[name].log_odds - 2 for name in ("01", "02"))
 
     rows = json.loads(Path("runs/table.json").read_text())
-    assert len(rows) == 2 * 3 * 4
+    assert len(rows) == 4 * 3 * 4
     assert {row["scored_on"] for row in rows} == {"01", "02", "retain", "held_out"}
     assert "| mrp | 1 |" in Path("runs/table.md").read_text()
     assert Path("runs/course.svg").read_text().startswith("<?xml")
@@ -108,9 +111,9 @@ def test_a_course_that_was_cut_ends_in_the_same_record(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(module, "_load", spy)
     whole = module.run_course(recipes[0])
-    # The second request is carried out on what the first one left; what it leaves itself is attacked in three settings.
+    # The second request is carried out on what the first one left; its own model is hashed, and attacked three times.
     assert loaded[2] == "01"
-    assert (loaded.count("01"), loaded.count("02")) == (1, 3)
+    assert (loaded.count("01"), loaded.count("02")) == (1, 4)
     save, calls = module._write, []
 
     def cut(path: Path, moment: Moment) -> None:
@@ -132,7 +135,9 @@ def test_what_is_no_stream_is_told(tmp_path: Path) -> None:
 
     files = {"data": {"forget": "f.jsonl", "retain": "r.jsonl"}, "model": "m", "output": str(tmp_path / "o")}
     with pytest.raises(InputError, match="needs a stream"):
-        run_course(Recipe.of(files, "here"))
+        run_course(Recipe.of({**files, "attacks": []}, "here"))
+    with pytest.raises(InputError, match="relearn-harmful alone"):
+        run_course(Recipe.of({**files, "attacks": ["quantise"]}, "here"))
 
 
 def score(odds: float, accuracy: float = 0.5, n: int = 10) -> SetScore:

@@ -44,8 +44,12 @@ def test_a_stream_that_cannot_be() -> None:
         Stream("none", {}, facts("R"), facts("H"))
     with pytest.raises(InputError, match="must be scored"):
         Stream("half", {"a": facts("A"), "b": facts("B")}, facts("R"), facts("H"), scored={"a": facts("C")})
+    with pytest.raises(InputError, match="overlap"):
+        Stream("kept", {"a": facts("A"), "b": facts("B")}, facts("A"), facts("H"))
     with pytest.raises(InputError):
-        Stream("kept", {"a": facts("A")}, facts("A"), facts("H"))
+        Stream("twice", {"a": facts("A"), "b": facts("A", "B")}, facts("R"), facts("H"))
+    with pytest.raises(InputError, match="nothing to forget"):
+        Stream("empty", {"a": ()}, facts("R"), facts("H"))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

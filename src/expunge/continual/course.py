@@ -16,19 +16,20 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor
 
 from expunge import __version__
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.audit.utility import passages
-from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting
 from expunge.continual.relearning import SETTINGS, relearn
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
-from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
+from expunge.models.checkpoint import atomic_write_text, save_pretrained_atomic
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.projections import load_rows
 from expunge.models.scores import score_items
@@ -85,6 +86,7 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
         InputError: the benchmark is no stream, the folder holds another course, or as in `pipeline.unlearn`.
     """
     place, told = Place(Path(recipe.output)), progress or Silent()
+    _attacks(recipe)
     _claim(place, recipe)
     if place.record.is_file():
         return Course.load(place.record)
@@ -107,7 +109,11 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
         start=moments[0],
         after=tuple(moments[1:]),
         relearnt=tuple(_relearnt(place, last, stream, recipe, told)),
-        hashes={**stream.hashes(), "start": _weights(Path(begin.model)), "end": _weights(place.model(last))},
+        hashes={
+            **stream.hashes(),
+            "start": _weights(_load(begin.model, recipe)),
+            "end": _weights(_load(str(place.model(last)), recipe)),
+        },
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -200,21 +206,37 @@ def _moment(loaded: LoadedModel, stream: Stream, recipe: Recipe, name: str) -> M
 
 def _relearnt(place: Place, last: int, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
     """Relearning of the first request in the last model, in every setting that its projections allow."""
-    projects = isinstance(check(recipe)[0].parametrization, Projection)
-    for name, settings in recipe.attacks.items():
-        removed = load_rows(place.removed(last)) if projects and place.removed(last).is_file() else {}
-        for setting in SETTINGS if removed else SETTINGS[:1]:
+    for attack in _attacks(recipe):
+        for setting, removed in _settings(recipe, place.removed(last)).items():
             loaded = _load(str(place.model(last)), recipe)
-            attack = make_attack(name, settings)
-            if not isinstance(attack, RelearnHarmful):
-                raise InputError("A course ends with relearn-harmful alone.", f"attacks: {name}")
             told, cells = Named(progress, setting), place.folder / "cells" / setting
             yield relearn(loaded.model, encoder_of(loaded, recipe), stream, attack, setting, removed, told, cells)
 
 
-def _weights(folder: Path) -> str:
+def _attacks(recipe: Recipe) -> list[RelearnHarmful]:
+    """The recipe's; InputError for any but relearn-harmful."""
+    attacks = []
+    for name, settings in recipe.attacks.items():
+        attack = make_attack(name, settings)
+        if not isinstance(attack, RelearnHarmful):
+            raise InputError("A course ends with relearn-harmful alone.", f"attacks: {name}", "Leave the others out.")
+        attacks.append(attack)
+    return attacks
+
+
+def _settings(recipe: Recipe, removed: Path) -> dict[Setting, dict[int, Tensor]]:
+    """How the attacker meets the model, and the rows that are enforced then; those at whole blocks are in the model."""
+    parametrization = check(recipe)[0].parametrization
+    if not isinstance(parametrization, Projection) or not removed.is_file():
+        return {"merged": {}}
+    if parametrization.site == "block":
+        return {"frozen": {}}
+    return dict.fromkeys(SETTINGS, load_rows(removed))
+
+
+def _weights(loaded: LoadedModel) -> str:
     """One hash for all weight files of a checkpoint."""
-    return " ".join(digest for name, digest in sorted(folder_hashes(folder).items()) if name.endswith(".safetensors"))
+    return " ".join(digest for name, digest in sorted(loaded.hashes.items()) if name.endswith(".safetensors"))
 
 
 def _write(path: Path, moment: Moment) -> None:

@@ -4,8 +4,8 @@
     frozen      h <- h - (h Q^T) Q stays at the outputs of the MLPs and cannot be moved: a served model with its hooks
     reapplied   W_down <- (I - Q^T Q) W_down after every step of the attacker: a served model that enforces it
 
-The fourth setting, hooks deleted by an attacker, needs no attack: the projections are all that `mrp` trains, so what is
-left is the model of the start.
+A projection of whole blocks is always frozen: its model cannot be saved without it. The fourth setting, hooks deleted
+by an attacker, needs no attack: the projections are all that `mrp` trains, so what is left is the model of the start.
 """
 
 from __future__ import annotations

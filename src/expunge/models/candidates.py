@@ -116,7 +116,7 @@ def _states(
 
 
 def prompt_cache(model: PreTrainedModel, longest: int) -> DynamicCache | None:
-    """An empty cache for rows of whose prompts `answers_after` goes on; None where the rows must be read in full.
+    """An empty cache for rows from whose prompts `answers_after` will go on; None where it cannot.
 
     That is so for families outside the table, and for rows longer than a sliding window, where the gap between a short
     prompt and its continuation would count.
