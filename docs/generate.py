@@ -74,7 +74,7 @@ def _arguments(part: type) -> str:
 def readme() -> str:
     """README.md with the parts between generated marks filled from stored results."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, content in {"claims": _claims(), "erase-or-hide": _erase_or_hide()}.items():
+    for name, content in {"claims": _claims(), "erase-or-hide": _erase_or_hide(), "continual": _continual()}.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda found, new=content: found[1] + new + found[2], text, flags=re.DOTALL)
     return text
@@ -111,6 +111,25 @@ def _erase_or_hide() -> str:
             f"{some['seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _continual() -> str:
+    """How sequences of requests end on world_facts, from docs/results/continual.json."""
+    rows = json.loads((ROOT / "docs" / "results" / "continual.json").read_text(encoding="utf-8"))
+    own = [row for row in rows if row["benchmark"] == "world_facts_by_region"]
+    lines = [
+        "| method | seeds | forgotten, log-odds | held-out | perplexity | relearnt: same | others |",
+        "|" + "---|" * 7,
+    ]
+    for method in dict.fromkeys(row["method"] for row in own):
+        mine = [row for row in own if row["method"] == method]
+        last = [row for row in mine if row["number"] == max(each["number"] for each in mine) and not row["relearnt"]]
+        odds = [row["log_odds"] for row in last if row["scored_on"] not in ("retain", "held_out")]
+        back = [row["recovery"] for row in mine if row["relearnt"] == "merged"]
+        told = [f"{sum(odds) / len(odds):+.2f}", f"{last[0]['held_out_accuracy']:.2f}", f"{last[0]['perplexity']:.0f}"]
+        shares = [f"{back[0]:.2f}", f"{sum(back[1:]) / len(back[1:]):.2f}"] if back else ["", ""]
+        lines.append(f"| {method} | {len(last[0]['seeds'])} | {' | '.join([*told, *shares])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -72,7 +72,8 @@ def test_a_course_from_recipe_to_table(
     assert all(last[name].log_odds < course.start.sets[name].log_odds - 2 for name in ("01", "02"))
 
     rows = json.loads(Path("runs/table.json").read_text())
-    assert len(rows) == 4 * 3 * 4
+    assert len([row for row in rows if not row["relearnt"]]) == 4 * 3 * 4
+    assert len([row for row in rows if row["relearnt"]]) == 2 * (1 + 3 + 1 + 1)
     assert {row["scored_on"] for row in rows} == {"01", "02", "retain", "held_out"}
     assert "| mrp | 1 |" in Path("runs/table.md").read_text()
     assert Path("runs/course.svg").read_text().startswith("<?xml")
@@ -161,7 +162,9 @@ def test_the_table_tells_a_request_that_comes_back() -> None:
     line = course_table({"m": [course]}).splitlines()[-1]
     assert "+0.00 / +3.00" in line
     assert "0.50 / 0.25" in line
-    rows = {(row.number, row.scored_on): row for row in course_rows({"m": [course]})}
+    rows = {(row.number, row.scored_on): row for row in course_rows({"m": [course]}) if not row.relearnt}
+    shares = {row.scored_on: row.recovery for row in course_rows({"m": [course]}) if row.relearnt == "merged"}
+    assert shares == {"a": 0.5, "b": 0.25}
     assert rows[2, "a"].log_odds == 3.0
     assert rows[1, "a"].after_request == "a"
     assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from expunge.bench.grid import Grid
 from expunge.bench.rows import interval
 from expunge.continual.course import run_course
-from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
 
@@ -33,6 +33,9 @@ class CourseRow:
         ci_low, ci_high: 95 % interval of the accuracy: over seeds (Student's t) or, of a single one, over its questions
             (Wilson).
         control_accuracy, control_log_odds: of a model that never knew the requests so far; None where there is none.
+        relearnt: how the projections held while the last model was tuned on the first request (see
+            `continual.relearning`); "" for a model that was not attacked.
+        recovery: R under that attack, its own interval over seeds; None without one.
     """
 
     benchmark: str
@@ -51,6 +54,10 @@ class CourseRow:
     held_out_accuracy: float
     perplexity: float
     seeds: list[int]
+    relearnt: str = ""
+    recovery: float | None = None
+    recovery_low: float | None = None
+    recovery_high: float | None = None
 
 
 def run_courses(grid: Grid, records: Path, progress: Progress | None = None) -> Courses:
@@ -74,13 +81,14 @@ def stored_courses(grid: Grid, records: Path) -> Courses:
 
 
 def course_rows(courses: Courses) -> list[CourseRow]:
-    """Every set after every request, method by method."""
-    return [
-        _row(method, own, number, scored)
-        for method, own in courses.items()
-        for number in range(len(own[0].after) + 1)
-        for scored in own[0].start.sets
-    ]
+    """Every set after every request, and every request after relearning, method by method."""
+    found = []
+    for method, own in courses.items():
+        for number in range(len(own[0].after) + 1):
+            found += [_row(method, own, number, scored) for scored in own[0].start.sets]
+        for back in own[0].relearnt:
+            found += [_attacked(method, own, back.setting, scored) for scored in back.sets]
+    return found
 
 
 def dump_course_rows(found: Iterable[CourseRow]) -> str:
@@ -139,9 +147,22 @@ def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
     return fmean(shares)
 
 
-def _row(method: str, own: Sequence[Course], number: int, scored: str) -> CourseRow:
+def _attacked(method: str, own: Sequence[Course], setting: str, scored: str) -> CourseRow:
+    """A request in the last model, after relearning on the first one."""
+    pairs = [(course, back) for course in own if (back := _setting(course, setting))]
+    shares = [recovery(course, back, [scored]) for course, back in pairs]
+    low, high = interval(shares)
+    row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [b.sets[scored] for _, b in pairs])
+    bounds = (None, None) if math.isnan(low) else (round(low, _DIGITS), round(high, _DIGITS))
+    return replace(row, relearnt=setting, recovery=_mean(shares), recovery_low=bounds[0], recovery_high=bounds[1])
+
+
+def _row(
+    method: str, own: Sequence[Course], number: int, scored: str, attacked: Sequence[SetScore] | None = None
+) -> CourseRow:
+    """One set after request `number` or, where given, as it was `attacked` then."""
     now = [moments(course)[number] for course in own]
-    sets = [moment.sets[scored] for moment in now]
+    sets = attacked or [moment.sets[scored] for moment in now]
     gold = [course.gold[number - 1].sets[scored] for course in own if course.gold and number]
     low, high = interval([one.accuracy for one in sets]) if len(sets) > 1 else wilson(sets[0].accuracy, sets[0].n)
     return CourseRow(
