@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from expunge.data.benchmarks import BENCHMARKS, Benchmark
+from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.benchmarks.world_facts import Known
 from expunge.data.collate import QUESTIONS, Encoder, Template
 from expunge.data.distractors import with_options
@@ -112,7 +113,10 @@ def chosen(data: Data, registry: Mapping[str, Named]) -> Named:
     """The benchmark or stream that the data name, with its folder if and only if it needs one."""
     assert data.benchmark is not None
     if data.benchmark not in registry:
-        raise InputError(f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, registry))
+        known = {**BENCHMARKS, **STREAMS}
+        if data.benchmark in known:
+            raise InputError(f"{data.benchmark!r} cannot be used here.", "data.benchmark", nearest("", registry))
+        raise InputError(f"Unknown benchmark {data.benchmark!r}.", "data.benchmark", nearest(data.benchmark, known))
     found = registry[data.benchmark]
     if found.from_folder != (data.folder is not None):
         what = "needs the folder of its files" if found.from_folder else "has its data in the package"
