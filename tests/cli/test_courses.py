@@ -139,6 +139,10 @@ def test_what_is_no_stream_is_told(tmp_path: Path) -> None:
         run_course(Recipe.of({**files, "attacks": []}, "here"))
     with pytest.raises(InputError, match="relearn-harmful alone"):
         run_course(Recipe.of({**files, "attacks": ["quantise"]}, "here"))
+    for wrong in ("people", "people_in_request"):
+        with pytest.raises(InputError, match="people_in_requests"):
+            run_course(Recipe.of({**files, "data": {"benchmark": wrong}, "attacks": []}, "here"))
+    assert not (tmp_path / "o").exists()
 
 
 def score(odds: float, accuracy: float = 0.5, n: int = 10) -> SetScore:

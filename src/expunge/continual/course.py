@@ -60,6 +60,11 @@ class Place:
     folder: Path
 
     @property
+    def recipe(self) -> Path:
+        """What is carried out here."""
+        return self.folder / "recipe.yaml"
+
+    @property
     def record(self) -> Path:
         """The record."""
         return self.folder / "course.json"
@@ -87,11 +92,13 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
     """
     place, told = Place(Path(recipe.output)), progress or Silent()
     _attacks(recipe)
-    _claim(place, recipe)
+    _require_own(place, recipe)
     if place.record.is_file():
         return Course.load(place.record)
     begin = begin_course(recipe, told)
     stream = begin.stream
+    place.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(place.recipe, recipe.to_yaml())
     if not place.moment(0).is_file():
         _write(place.moment(0), _moment(_load(begin.model, recipe), stream, recipe, ""))
     for number, name in enumerate(stream.ids, start=1):
@@ -153,15 +160,10 @@ def _trained(
     return made_here(source.name, name, [request.hashes(), seed], make, progress)
 
 
-def _claim(place: Place, recipe: Recipe) -> None:
-    """The folder belongs to this recipe from now on; InputError where it is another's."""
-    path, text = place.folder / "recipe.yaml", recipe.to_yaml()
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
-            raise InputError("This folder holds another course.", str(place.folder), "Give another --output.")
-        return
-    place.folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text)
+def _require_own(place: Place, recipe: Recipe) -> None:
+    """InputError where the folder is another course's."""
+    if place.recipe.is_file() and place.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
+        raise InputError("This folder holds another course.", str(place.folder), "Give another --output.")
 
 
 def _carry_out(number: int, name: str, begin: Begin, recipe: Recipe, place: Place, progress: Progress) -> None:
