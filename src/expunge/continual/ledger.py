@@ -140,9 +140,14 @@ class Ledger:
         received = self.received()
         if name not in received:
             raise InputError(f"There is no request {name!r}.", str(self.file), nearest(name, received))
-        request = Request.load(self.folder / "requests" / name)
-        if request.hashes() != received[name].data:
-            raise InputError("The data of a request are not those received.", str(self.folder / "requests" / name))
+        return self._stored(received[name])
+
+    def _stored(self, entry: Entry) -> Request:
+        """The data of a request that was received; InputError where they are others."""
+        folder = self.folder / "requests" / entry.request
+        request = Request.load(folder)
+        if request.hashes() != entry.data:
+            raise InputError("The data of a request are not those received.", str(folder))
         return request
 
     def removed(self) -> Path | None:
@@ -169,8 +174,8 @@ class Ledger:
             if name in received:
                 raise InputError(f"There is a request {name!r} already.", str(self.file), "Give another --id.")
             notes: list[str] = []
-            for other in received:
-                earlier = self.request(other)
+            for other, entry in received.items():
+                earlier = self._stored(entry)
                 _refuse_repeats(request, earlier, other, fulfilled=other in done)
                 notes += _overlaps(request, earlier, other)
             request.save(self.folder / "requests" / name)
