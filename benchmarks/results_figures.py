@@ -66,7 +66,7 @@ def recovery(found: Sequence[Row], about: str) -> Figure:
             axes.plot([row.recovery], [place], marker="o", markersize=5, color=colour)
         for level in (0, 1):
             axes.axvline(level, color=LIGHT["line"], zorder=0)
-        axes.set_title(attack, fontsize=9, loc="left", color=LIGHT["ink"])
+        axes.set_title(attack.replace("_", "\n", int(len(attack) > 12)), fontsize=9, loc="left", color=LIGHT["ink"])
         axes.set_xlim(-0.55, 1.75)
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_ylim(len(order) - 0.5, -0.5)
