@@ -182,7 +182,8 @@ def run(
 
         overrides = parse_assignments(settings or []) | ({"output": str(output)} if output else {})
         tree = assign(read_yaml(recipe), overrides)
-        if tree.get("data", {}).get("benchmark") in STREAMS:
+        data = tree.get("data")
+        if isinstance(data, dict) and str(data.get("benchmark")) in STREAMS:
             _run_courses(tree, str(recipe))
             return
         if "methods" in tree:
