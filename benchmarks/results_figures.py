@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from expunge.bench.rows import Row, attacked
-from expunge.report.canvas import STYLE
+from expunge.report.canvas import painted, save
 from expunge.report.charts import spread
 from expunge.report.record import Attack, Record
-from expunge.report.theme import HEAT_LIGHT, LIGHT, STAND_IN
+from expunge.report.theme import HEAT_LIGHT, LIGHT
 
 Records = Mapping[str, Sequence[Record]]
 DRAWN = ("harmful_0.3", "related")
@@ -27,8 +27,6 @@ FIRST, ABOUT, OTHER = LIGHT["attack"], LIGHT["after"], LIGHT["chance"]
 
 def draw(folder: Path, name: str, found: Sequence[Row], records: Records, about: str) -> list[str]:
     """Write the pictures as `folder`/`name`-*.svg; the Markdown lines that show them."""
-    names = {stand_in: LIGHT.get(name) for name, stand_in in STAND_IN.items()}
-    style = {key: names.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}
     made: dict[str, tuple[Callable[[], Figure], str]] = {
         "recovery": (
             lambda: recovery(found, about),
@@ -41,11 +39,10 @@ def draw(folder: Path, name: str, found: Sequence[Row], records: Records, about:
         ),
     }
     lines = []
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update({**style, "figure.facecolor": LIGHT["page"], "font.family": "sans-serif"})
+    with painted(LIGHT):
         for kind, (make, title) in made.items():
             path = folder / f"{name}-{kind}.svg"
-            make().savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.15)
+            save(make(), path)
             lines.append(f"![{title}]({path.name})\n")
     return lines
 

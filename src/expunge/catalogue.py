@@ -20,6 +20,5 @@ def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[st
     from expunge.data.benchmarks import BENCHMARKS
     from expunge.data.benchmarks.streams import STREAMS
 
-    told = {name: f"{each.summary} Source: {each.source}." for name, each in BENCHMARKS.items()}
-    told |= {name: f"{each.summary} Source: {each.source}." for name, each in STREAMS.items()}
-    return list(told.items())
+    named = [*BENCHMARKS.values(), *STREAMS.values()]
+    return [(each.name, f"{each.summary} Source: {each.source}.") for each in named]

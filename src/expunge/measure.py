@@ -11,6 +11,7 @@ from expunge.data.collate import Encoder
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.scores import ItemScore, score_items
 from expunge.models.smollm import model_source
+from expunge.models.storage import weights_hash
 from expunge.progress import Progress
 from expunge.recipe import Recipe
 from expunge.report.record import ModelPart
@@ -28,7 +29,7 @@ class Measured:
     @property
     def weights(self) -> str:
         """One hash for all weight files."""
-        return " ".join(digest for name, digest in sorted(self.hashes.items()) if name.endswith(".safetensors"))
+        return weights_hash(self.hashes)
 
     @property
     def tokenizer(self) -> str:

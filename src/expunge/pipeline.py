@@ -32,6 +32,7 @@ from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pre
 from expunge.models.load import load_model
 from expunge.models.memory import peak_bytes
 from expunge.models.scores import score_items
+from expunge.models.storage import weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
@@ -256,8 +257,7 @@ def verify(path: Path, sample: int = 8) -> list[str]:
             raise InputError(
                 "A file of the model has changed.", str(folder.model / name), "Run `expunge unlearn` again."
             )
-    weights = " ".join(digest for name, digest in sorted(found.items()) if name.endswith(".safetensors"))
-    if weights != record.hashes.weights_after:
+    if weights_hash(found) != record.hashes.weights_after:
         raise InputError("The record is of other weights.", str(folder.record), "Audit the run again.")
     lines = ["request: hashes as in the record", f"model: {len(stored)} files as saved"]
     if folder.report.is_file() and folder.report.read_text(encoding="utf-8") != render([record]):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from expunge.data.benchmarks import BENCHMARKS, Benchmark
 from expunge.data.benchmarks.streams import STREAMS
@@ -28,27 +28,7 @@ from expunge.request import FORGET_GROUPS, Request
 
 log = logging.getLogger(__name__)
 
-
-T = TypeVar("T", covariant=True)
-
-
-class Buildable(Protocol[T]):
-    """What a recipe may name as its benchmark: of one request, or of a stream."""
-
-    @property
-    def name(self) -> str:
-        """As recipes call it."""
-
-    @property
-    def from_folder(self) -> bool:
-        """Whether its files are not in the package."""
-
-    @property
-    def build(self) -> Callable[..., T]:
-        """Makes it out of `known`, `seed`, and sizes by keyword."""
-
-
-Named = TypeVar("Named", bound=Buildable[object])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,8 +49,13 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Source:
     progress = progress or Silent()
     if recipe.model == TRAINED:
         return _trained(recipe, progress)
-    model = str(fetch_smollm2(progress=progress)) if recipe.model == SMOLLM2 else recipe.model
+    model = fetched(recipe, progress)
     return Source(model, recipe.control, _request(recipe, model))
+
+
+def fetched(recipe: Recipe, progress: Progress) -> str:
+    """The recipe's pretrained model, the demo's fetched if it is not here."""
+    return str(fetch_smollm2(progress=progress)) if recipe.model == SMOLLM2 else recipe.model
 
 
 def _trained(recipe: Recipe, progress: Progress) -> Source:
@@ -98,7 +83,7 @@ def made_here(benchmark: str, name: str, depends_on: object, make: Callable[...,
 
 
 def _training(
-    benchmark: Benchmark, request: Request, seed: int, with_forget: bool
+    benchmark: Benchmark[Request], request: Request, seed: int, with_forget: bool
 ) -> tuple[object, Callable[..., object]]:
     """What a model trained or taught here depends on, and what makes it."""
     if benchmark.lessons:
@@ -109,7 +94,7 @@ def _training(
     return [request.hashes(), seed], partial(benchmark.train, request, with_forget=with_forget, seed=seed)
 
 
-def chosen(data: Data, registry: Mapping[str, Named]) -> Named:
+def chosen(data: Data, registry: Mapping[str, Benchmark[T]]) -> Benchmark[T]:
     """The benchmark or stream that the data name, with its folder if and only if it needs one."""
     assert data.benchmark is not None
     if data.benchmark not in registry:
@@ -148,7 +133,7 @@ def known_by(model: str, recipe: Recipe) -> Known:
     return answers_right
 
 
-def built(benchmark: Buildable[T], data: Data, known: Known | None) -> T:
+def built(benchmark: Benchmark[T], data: Data, known: Known | None) -> T:
     """The request, or the stream of requests; `known` limits it to facts that a model knows."""
     place = {"folder": data.folder} if data.folder else {}
     return benchmark.build(known=known, seed=data.seed, **place, **data.settings)

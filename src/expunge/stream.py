@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from expunge.data.example import Example
 from expunge.errors import InputError
@@ -81,20 +80,3 @@ class Stream:
             text=self.text,
             name=f"{self.name}, the first {number}",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class StreamSource:
-    """A stream that recipes may name as their benchmark; the fields are those of `Benchmark`.
-
-    Args:
-        train: trains a model that knows all facts, or with `with_forget=False` none of those to forget in a request
-            that `Stream.so_far` made: the gold control of a prefix.
-    """
-
-    name: str
-    summary: str
-    source: str
-    build: Callable[..., Stream]
-    train: Callable[..., Path] | None = None
-    from_folder: bool = False

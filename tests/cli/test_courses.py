@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.bench.courses import course_rows, course_table, recovery, wilson
+from expunge.audit.intervals import wilson
+from expunge.bench.courses import course_rows, course_table, recovery
 from expunge.cli import app
 from expunge.continual.record import Course, Moment, Relearnt, SetScore
 from expunge.errors import InputError
@@ -112,9 +113,9 @@ def test_a_course_that_was_cut_ends_in_the_same_record(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(module, "_load", spy)
     whole = module.run_course(recipes[0])
-    # The second request is carried out on what the first one left; its own model is hashed, and attacked three times.
+    # The second request is carried out on what the first one left; its own is loaded once for all that follows.
     assert loaded[2] == "01"
-    assert (loaded.count("01"), loaded.count("02")) == (1, 4)
+    assert (loaded.count("01"), loaded.count("02")) == (1, 1)
     save, calls = module._write, []
 
     def cut(path: Path, moment: Moment) -> None:
@@ -174,6 +175,16 @@ def test_the_table_tells_a_request_that_comes_back() -> None:
     assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)
     known = course.model_copy(update={"gold": (moment("g", a=1.0, b=4.0), moment("g", a=1.0, b=2.0))})
     assert recovery(known, back, ["a"]) == pytest.approx((2.0 - 1.0) / (4.0 - 1.0))
+
+
+@pytest.mark.parametrize("data", ["5", "[people]", "{benchmark: [people]}"])
+def test_data_that_are_no_mapping_are_told(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(f"model: m\ndata: {data}\n", encoding="utf-8")
+    assert run() == 1
+    assert "data" in capsys.readouterr().err
 
 
 def test_wilson_against_scipy() -> None:

@@ -12,6 +12,7 @@ import torch
 from expunge.errors import InputError
 from expunge.models.architecture import describe
 from expunge.models.tensors import load_tensors, save_tensors
+from expunge.progress import Progress
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import build_method
@@ -31,11 +32,11 @@ from unlearning_runs import (
 )
 
 
-def run(model: Any, output: Path | None = None, **changes: Any) -> UnlearnResult:
+def run(model: Any, output: Path | None = None, progress: Progress | None = None, **changes: Any) -> UnlearnResult:
     settings = {"parametrization": "fused", **changes.pop("settings", {})}
     arguments = UnlearnArguments(**{**SMOOTH, "learning_rate": 1e-2, "stop_log_odds": None, "max_steps": 3, **changes})
     method = build_method("graddiff", None, settings)
-    return unlearn(model, make_encoder(), make_request(), method, arguments, output=output)
+    return unlearn(model, make_encoder(), make_request(), method, arguments, output=output, progress=progress)
 
 
 def test_fusion_minimises_its_objective() -> None:
@@ -106,17 +107,11 @@ def test_resumed_is_straight(tmp_path: Path) -> None:
     model, again = make_tiny_model(), make_tiny_model()
     result = run(model)
     with pytest.raises(KeyboardInterrupt):
-        cut(again, tmp_path)
+        run(again, tmp_path, CutAfter(1))
     again = make_tiny_model()
     resumed = run(again, tmp_path)
     assert largest_difference(weights(model), weights(again)) == 0
     assert history(result) == history(resumed)
-
-
-def cut(model: Any, output: Path) -> None:
-    arguments = UnlearnArguments(**{**SMOOTH, "learning_rate": 1e-2, "stop_log_odds": None, "max_steps": 3})
-    method = build_method("graddiff", None, {"parametrization": "fused"})
-    unlearn(model, make_encoder(), make_request(), method, arguments, output=output, progress=CutAfter(1))
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:

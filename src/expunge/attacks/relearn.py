@@ -173,10 +173,13 @@ class RelearnHarmful(Relearn):
             raise InputError(
                 "One forget item cannot be split.", self.name, "Give at least two, or leave this attack out."
             )
-        part = min(max(1, round(self.fraction * len(pool))), len(pool) - 1)
-        order = permutation(len(pool), f"{self.split_seed}/relearn-harmful")
-        train, rest = order[:part], sorted(order[part:])
-        return Material(tuple(pool[i] for i in train), tuple(pool[i] for i in rest), notes)
+        return Material(*self.split(pool), notes)
+
+    def split(self, facts: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """What is trained on, at least one fact, and the rest, at least one if there are two."""
+        part = min(max(1, round(self.fraction * len(facts))), max(1, len(facts) - 1))
+        order = permutation(len(facts), f"{self.split_seed}/relearn-harmful")
+        return tuple(facts[i] for i in order[:part]), tuple(facts[i] for i in sorted(order[part:]))
 
     def _pool(self, request: Request, before: Sequence[ItemScore]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
         if self.pool == "all":

@@ -54,10 +54,16 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0
 
 
 def wilson_low(share: float, n: int, level: float = 0.95) -> float:
-    """Lower bound of the two-sided Wilson interval of a share seen among `n` items."""
+    """Lower bound of `wilson`."""
+    return wilson(share, n, level)[0]
+
+
+def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided Wilson interval of a share seen among `n` items."""
     z = _NORMAL.inv_cdf((1 + level) / 2)
     centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def _levels(draws: NDArray[np.float64], estimate: float, acceleration: float, level: float) -> list[float]:

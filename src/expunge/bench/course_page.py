@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, moments
 from expunge.continual.record import HELD_OUT, Course
 from expunge.models.checkpoint import atomic_write_text
-from expunge.report.canvas import STYLE
-from expunge.report.theme import HEAT_LIGHT, LIGHT, STAND_IN
+from expunge.report.canvas import painted, save
+from expunge.report.theme import HEAT_LIGHT, LIGHT
 
 COLUMNS = 4
 
@@ -32,10 +31,7 @@ def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
 
 def draw_courses(path: Path, courses: Courses) -> None:
     """One panel per method: log-odds of every request over time, mean over seeds, and of what must stay."""
-    names = {stand_in: LIGHT.get(name) for name, stand_in in STAND_IN.items()}
-    style = {key: names.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update({**style, "figure.facecolor": LIGHT["page"], "font.family": "sans-serif"})
+    with painted(LIGHT):
         columns = min(COLUMNS, len(courses))
         lines = -(-len(courses) // columns)
         figure = Figure(figsize=(2.6 * columns, 2.2 * lines), layout="constrained")
@@ -49,7 +45,7 @@ def draw_courses(path: Path, courses: Courses) -> None:
         for axes in panels[max(0, len(courses) - columns) : len(courses)]:
             axes.set_xlabel("requests carried out")
             axes.tick_params(labelbottom=True)
-        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.15)
+        save(figure, path)
 
 
 def _panel(axes: Axes, method: str, own: Sequence[Course]) -> None:
@@ -58,8 +54,9 @@ def _panel(axes: Axes, method: str, own: Sequence[Course]) -> None:
     ramp = HEAT_LIGHT[len(HEAT_LIGHT) // 3 :]
     for place, name in enumerate(requests):
         colour = ramp[round(place * (len(ramp) - 1) / max(1, len(requests) - 1))]
-        axes.plot(steps, _over_time(own, name), color=colour, linewidth=1.3)
-        axes.plot([place + 1], [_over_time(own, name)[place + 1]], marker="o", markersize=3.5, color=colour)
+        odds = _over_time(own, name)
+        axes.plot(steps, odds, color=colour, linewidth=1.3)
+        axes.plot([place + 1], [odds[place + 1]], marker="o", markersize=3.5, color=colour)
     axes.plot(steps, _over_time(own, HELD_OUT), color=LIGHT["before"], linewidth=1.6, linestyle=(0, (5, 2)))
     axes.axhline(0, color=LIGHT["chance"], linewidth=1.0, linestyle=(0, (3, 2.5)))
     axes.set_title(method, fontsize=9, loc="left", color=LIGHT["ink"])

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from expunge.audit.intervals import wilson
 from expunge.bench.grid import Grid
-from expunge.bench.rows import interval
+from expunge.bench.rows import DIGITS, interval, mean, with_interval
 from expunge.continual.course import run_course
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore
 from expunge.models.checkpoint import atomic_write_text
@@ -18,8 +19,6 @@ from expunge.progress import Named, Progress, Silent
 
 Courses = Mapping[str, Sequence[Course]]
 """By the method's name in the table."""
-
-_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -113,20 +112,26 @@ SHORT = ("method", "forgotten", "worst earlier", "retain", "held-out", "relearnt
 
 def short_table(courses: Courses) -> list[tuple[str, ...]]:
     """The narrow form: log-odds of all requests and of the worst earlier one at the end, what stays, R when merged."""
-    found = []
-    for method, own in courses.items():
-        names = [moment.request for moment in own[0].after]
-        merged = [(course, back) for course in own if (back := _setting(course, "merged"))]
-        shares = [
-            f"{fmean(recovery(course, back, which) for course, back in merged):.2f}" if merged and which else ""
-            for which in (names[:1], names[1:])
-        ]
-        last = [course.after[-1].sets for course in own]
-        odds = [[sets[name].log_odds for name in names] for sets in last]
-        kept = (f"{fmean(sets[name].accuracy for sets in last):.2f}" for name in (RETAIN, HELD_OUT))
-        worst = f"{fmean(max(values[:-1]) for values in odds):+.2f}" if names[1:] else ""
-        found.append((method, f"{fmean(map(fmean, odds)):+.2f}", worst, *kept, *shares))
-    return found
+    return [
+        (
+            method,
+            f"{fmean(forgotten(course, 'log_odds') for course in own):+.2f}",
+            f"{fmean(map(worst_earlier, own)):+.2f}",
+            *(f"{fmean(course.after[-1].sets[name].accuracy for course in own):.2f}" for name in (RETAIN, HELD_OUT)),
+            *(f"{fmean(found):.2f}" if found else "" for found in _shares(own, "merged")),
+        )
+        for method, own in courses.items()
+    ]
+
+
+def forgotten(course: Course, field: str) -> float:
+    """Mean of a field of `SetScore` over all requests, at the end."""
+    return fmean(getattr(course.after[-1].sets[moment.request], field) for moment in course.after)
+
+
+def worst_earlier(course: Course) -> float:
+    """The highest log-odds at the end among the requests before the last; NaN where there is none."""
+    return max((course.after[-1].sets[moment.request].log_odds for moment in course.after[:-1]), default=math.nan)
 
 
 def moments(course: Course) -> tuple[Moment, ...]:
@@ -153,8 +158,8 @@ def _attacked(method: str, own: Sequence[Course], setting: str, scored: str) -> 
     shares = [recovery(course, back, [scored]) for course, back in pairs]
     low, high = interval(shares)
     row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [b.sets[scored] for _, b in pairs])
-    bounds = (None, None) if math.isnan(low) else (round(low, _DIGITS), round(high, _DIGITS))
-    return replace(row, relearnt=setting, recovery=_mean(shares), recovery_low=bounds[0], recovery_high=bounds[1])
+    bounds = (None, None) if math.isnan(low) else (round(low, DIGITS), round(high, DIGITS))
+    return replace(row, relearnt=setting, recovery=mean(shares), recovery_low=bounds[0], recovery_high=bounds[1])
 
 
 def _row(
@@ -171,62 +176,39 @@ def _row(
         after_request=now[0].request,
         number=number,
         scored_on=scored,
-        accuracy=_mean(one.accuracy for one in sets),
-        ci_low=round(low, _DIGITS),
-        ci_high=round(high, _DIGITS),
-        chance=_mean(one.chance for one in sets),
-        log_odds=_mean(one.log_odds for one in sets),
-        control_accuracy=_mean(one.accuracy for one in gold) if gold else None,
-        control_log_odds=_mean(one.log_odds for one in gold) if gold else None,
-        retain_accuracy=_mean(moment.sets[RETAIN].accuracy for moment in now),
-        held_out_accuracy=_mean(moment.sets[HELD_OUT].accuracy for moment in now),
-        perplexity=_mean(moment.perplexity for moment in now),
+        accuracy=mean(one.accuracy for one in sets),
+        ci_low=round(low, DIGITS),
+        ci_high=round(high, DIGITS),
+        chance=mean(one.chance for one in sets),
+        log_odds=mean(one.log_odds for one in sets),
+        control_accuracy=mean(one.accuracy for one in gold) if gold else None,
+        control_log_odds=mean(one.log_odds for one in gold) if gold else None,
+        retain_accuracy=mean(moment.sets[RETAIN].accuracy for moment in now),
+        held_out_accuracy=mean(moment.sets[HELD_OUT].accuracy for moment in now),
+        perplexity=mean(moment.perplexity for moment in now),
         seeds=[course.seed for course in own],
     )
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of `n` questions (Wilson 1927)."""
-    z = 1.96
-    middle, scale = share + z * z / (2 * n), 1 + z * z / n
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - half) / scale, (middle + half) / scale
-
-
 def _line(method: str, own: Sequence[Course]) -> str:
-    names = [moment.request for moment in own[0].after]
+    def over(measure: Callable[[Course], float], digits: str) -> str:
+        return f"{fmean(map(measure, own)):{digits}}"
 
-    def over(measure: Callable[[Course], float], digits: str = ".2f", *, spread: bool = False) -> str:
-        values = [measure(course) for course in own]
-        low, high = interval(values)
-        told = f" [{low:{digits}}, {high:{digits}}]" if spread and len(values) > 1 else ""
-        return f"{fmean(values):{digits}}{told}"
-
-    def last(course: Course, field: str) -> float:
-        return fmean(getattr(course.after[-1].sets[name], field) for name in names)
-
-    def worst(course: Course) -> float:
-        return max((course.after[-1].sets[name].log_odds for name in names[:-1]), default=math.nan)
+    def spread(values: Sequence[float]) -> str:
+        return with_interval(fmean(values), *interval(values)) if values else ""
 
     def back(setting: str) -> str:
-        if any(_setting(course, setting) is None for course in own):
-            return ""
+        same, others = _shares(own, setting)
+        return f"{spread(same)} / {spread(others)}" if same else ""
 
-        def share(course: Course, which: Sequence[str]) -> float:
-            found = _setting(course, setting)
-            assert found is not None
-            return recovery(course, found, which)
-
-        same = over(lambda course: share(course, names[:1]), spread=True)
-        return f"{same} / {over(lambda course: share(course, names[1:]), spread=True)}"
-
+    last = own[0].after[-1].request
     cells = [
         method,
         str(len(own)),
-        f"{over(lambda c: last(c, 'accuracy'), spread=True)} / {over(lambda c: last(c, 'log_odds'), '+.2f')}",
-        f"{over(lambda c: c.after[-1].sets[names[-1]].log_odds, '+.2f')} / {over(worst, '+.2f')}",
-        over(lambda c: c.after[-1].sets[RETAIN].accuracy, spread=True),
-        over(lambda c: c.after[-1].sets[HELD_OUT].accuracy, spread=True),
+        f"{spread([forgotten(c, 'accuracy') for c in own])} / {over(lambda c: forgotten(c, 'log_odds'), '+.2f')}",
+        f"{over(lambda c: c.after[-1].sets[last].log_odds, '+.2f')} / {over(worst_earlier, '+.2f')}",
+        spread([c.after[-1].sets[RETAIN].accuracy for c in own]),
+        spread([c.after[-1].sets[HELD_OUT].accuracy for c in own]),
         over(lambda c: c.after[-1].perplexity, ".1f"),
         f"{own[0].after[0].trained:,}",
         over(lambda c: fmean(moment.seconds for moment in c.after), ".1f"),
@@ -235,10 +217,13 @@ def _line(method: str, own: Sequence[Course]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _shares(own: Sequence[Course], setting: str) -> tuple[list[float], list[float]]:
+    """R of the request tuned on, and mean R of all others, course by course."""
+    pairs = [(course, back) for course in own if (back := _setting(course, setting))]
+    first, *others = [moment.request for moment in own[0].after]
+    same = [recovery(course, back, [first]) for course, back in pairs]
+    return same, [recovery(course, back, others) for course, back in pairs] if others else []
+
+
 def _setting(course: Course, setting: str) -> Relearnt | None:
     return next((found for found in course.relearnt if found.setting == setting), None)
-
-
-def _mean(values: Iterable[float]) -> float:
-    known = list(values)
-    return round(fmean(known), _DIGITS) if known else math.nan

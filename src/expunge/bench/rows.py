@@ -16,7 +16,7 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365
 
 REQUIRED = Rule().required
 
-_DIGITS = 4
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Row:
             self.attack,
             f"{self.forget_after_log_odds:+.2f}",
             f"{self.attacked_log_odds:+.2f}",
-            _with_interval(self.recovery, self.ci_low, self.ci_high),
+            with_interval(self.recovery, self.ci_low, self.ci_high),
             f"{self.retain_after:.2f}",
             f"{self.held_out_after:.2f}",
         )
@@ -155,30 +155,30 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         attack=attack,
         seeds=[_seed(record) for record in records],
         steps=[record.cost.steps for record in records],
-        forget_before=_mean(s.accuracy for s in before),
-        forget_before_log_odds=_mean(s.log_odds for s in before),
-        forget_after=_mean(s.accuracy for s in after),
-        forget_after_log_odds=_mean(s.log_odds for s in after),
-        forget_after_spread=_mean(map(_spread, records)),
-        retain_after=_mean(r.scores.retain.after.accuracy for r in records),
-        held_out_after=_mean(r.scores.test.after.accuracy for r in records),
-        attacked_accuracy=_mean(a.accuracy for a in attacks),
-        attacked_accuracy_low=round(level[0], _DIGITS),
-        attacked_accuracy_high=round(level[1], _DIGITS),
-        attacked_log_odds=_mean(a.log_odds for a in attacks),
-        control_accuracy=_mean(a.control.accuracy for a in attacks),
-        control_log_odds=_mean(a.control.log_odds for a in attacks),
-        chance=_mean(a.chance for a in attacks),
-        recovery=_mean(recovery),
-        ci_low=round(low, _DIGITS),
-        ci_high=round(high, _DIGITS),
-        recovery_by_seed=[round(value, _DIGITS) for value in recovery],
-        against=_mean(differences),
-        against_low=round(apart[0], _DIGITS),
-        against_high=round(apart[1], _DIGITS),
-        rho=_mean(known) if known else None,
-        seconds=_mean(r.cost.stages.get("unlearning", math.nan) for r in records),
-        peak_bytes=_mean(float(r.cost.peak_bytes) for r in records),
+        forget_before=mean(s.accuracy for s in before),
+        forget_before_log_odds=mean(s.log_odds for s in before),
+        forget_after=mean(s.accuracy for s in after),
+        forget_after_log_odds=mean(s.log_odds for s in after),
+        forget_after_spread=mean(map(_spread, records)),
+        retain_after=mean(r.scores.retain.after.accuracy for r in records),
+        held_out_after=mean(r.scores.test.after.accuracy for r in records),
+        attacked_accuracy=mean(a.accuracy for a in attacks),
+        attacked_accuracy_low=round(level[0], DIGITS),
+        attacked_accuracy_high=round(level[1], DIGITS),
+        attacked_log_odds=mean(a.log_odds for a in attacks),
+        control_accuracy=mean(a.control.accuracy for a in attacks),
+        control_log_odds=mean(a.control.log_odds for a in attacks),
+        chance=mean(a.chance for a in attacks),
+        recovery=mean(recovery),
+        ci_low=round(low, DIGITS),
+        ci_high=round(high, DIGITS),
+        recovery_by_seed=[round(value, DIGITS) for value in recovery],
+        against=mean(differences),
+        against_low=round(apart[0], DIGITS),
+        against_high=round(apart[1], DIGITS),
+        rho=mean(known) if known else None,
+        seconds=mean(r.cost.stages.get("unlearning", math.nan) for r in records),
+        peak_bytes=mean(float(r.cost.peak_bytes) for r in records),
         verdicts=[record.verdict for record in records],
         control=records[0].control.kind,
     )
@@ -197,25 +197,26 @@ def _seed(record: Record) -> int:
     return seed
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """The mean, to four digits; NaN of nothing."""
     known = list(values)
-    return round(fmean(known), _DIGITS) if known else math.nan
+    return round(fmean(known), DIGITS) if known else math.nan
 
 
 def _line(row: Row, *, compared: bool) -> str:
-    difference = _with_interval(row.against, row.against_low, row.against_high, "+") if compared else ""
+    difference = with_interval(row.against, row.against_low, row.against_high, "+") if compared else ""
     return (
         f"| {row.method} | {row.attack} | {len(row.seeds)} | {', '.join(map(str, row.steps))} "
         f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} ({row.forget_after_spread:.1f}) "
-        f"| {_with_interval(row.attacked_accuracy, row.attacked_accuracy_low, row.attacked_accuracy_high)} "
+        f"| {with_interval(row.attacked_accuracy, row.attacked_accuracy_low, row.attacked_accuracy_high)} "
         f"/ {row.attacked_log_odds:+.2f} "
         f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f} "
-        f"| {_with_interval(row.recovery, row.ci_low, row.ci_high)} | {difference} "
+        f"| {with_interval(row.recovery, row.ci_low, row.ci_high)} | {difference} "
         f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} "
         f"| {', '.join(sorted(set(row.verdicts)))} |"
     )
 
 
-def _with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
     """`0.93 [0.67, 1.13]`; the value alone where a single seed gives no interval."""
     return f"{value:{sign}.2f}" + ("" if math.isnan(low) else f" [{low:{sign}.2f}, {high:{sign}.2f}]")

@@ -24,6 +24,7 @@ from expunge.attacks.relearn import RelearnHarmful
 from expunge.audit.utility import passages
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting
 from expunge.continual.relearning import SETTINGS, relearn
+from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
 from expunge.errors import InputError
@@ -33,13 +34,13 @@ from expunge.models.checkpoint import atomic_write_text, save_pretrained_atomic
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.projections import load_rows
 from expunge.models.scores import score_items
-from expunge.models.smollm import fetch_smollm2
+from expunge.models.storage import weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.pipeline import check, continued
 from expunge.progress import Named, Progress, Silent
-from expunge.recipe import SMOLLM2, TRAINED, Recipe
-from expunge.source import built, chosen, known_by, made_here
-from expunge.stream import Stream, StreamSource
+from expunge.recipe import TRAINED, Recipe
+from expunge.source import built, chosen, fetched, known_by, made_here
+from expunge.stream import Stream
 from expunge.unlearning.loop import unlearn
 from expunge.unlearning.parametrizations.projection import Projection
 
@@ -105,6 +106,7 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
         if not place.moment(number).is_file():
             _carry_out(number, name, begin, recipe, place, Named(told, name))
     last = len(stream.ids)
+    end = _load(str(place.model(last)), recipe)
     moments = [Moment.model_validate_json(place.moment(i).read_text("utf-8")) for i in range(last + 1)]
     course = Course(
         stream=str(recipe.data.benchmark),
@@ -115,11 +117,11 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
         gold=tuple(_moment(_load(path, recipe), stream, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),
         start=moments[0],
         after=tuple(moments[1:]),
-        relearnt=tuple(_relearnt(place, last, stream, recipe, told)),
+        relearnt=tuple(_relearnt(end, place, stream, recipe, told)),
         hashes={
             **stream.hashes(),
-            "start": _weights(_load(begin.model, recipe)),
-            "end": _weights(_load(str(place.model(last)), recipe)),
+            "start": weights_hash(_load(begin.model, recipe).hashes),
+            "end": weights_hash(end.hashes),
         },
         versions={
             "python": platform.python_version(),
@@ -139,7 +141,7 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
         raise InputError("A course needs a stream of requests.", "data.benchmark", f"Known: {', '.join(STREAMS)}.")
     source = chosen(data, STREAMS)
     if recipe.model != TRAINED:
-        model = str(fetch_smollm2(progress=progress)) if recipe.model == SMOLLM2 else recipe.model
+        model = fetched(recipe, progress)
         return Begin(model, built(source, data, known_by(model, recipe)))
     stream = built(source, data, known=None)
     whole = _trained(source, stream, len(stream.ids), data.seed, progress, with_forget=True)
@@ -150,7 +152,7 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
 
 
 def _trained(
-    source: StreamSource, stream: Stream, number: int, seed: int, progress: Progress, *, with_forget: bool
+    source: Benchmark[Stream], stream: Stream, number: int, seed: int, progress: Progress, *, with_forget: bool
 ) -> str:
     if source.train is None:
         raise InputError("`model: trained` needs a stream that trains its own model.", "model", source.name)
@@ -206,13 +208,12 @@ def _moment(loaded: LoadedModel, stream: Stream, recipe: Recipe, name: str) -> M
     return Moment(request=name, sets=scores, perplexity=text.perplexity)
 
 
-def _relearnt(place: Place, last: int, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
+def _relearnt(end: LoadedModel, place: Place, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
     """Relearning of the first request in the last model, in every setting that its projections allow."""
     for attack in _attacks(recipe):
-        for setting, removed in _settings(recipe, place.removed(last)).items():
-            loaded = _load(str(place.model(last)), recipe)
+        for setting, removed in _settings(recipe, place.removed(len(stream.ids))).items():
             told, cells = Named(progress, setting), place.folder / "cells" / setting
-            yield relearn(loaded.model, encoder_of(loaded, recipe), stream, attack, setting, removed, told, cells)
+            yield relearn(end.model, encoder_of(end, recipe), stream, attack, setting, removed, told, cells)
 
 
 def _attacks(recipe: Recipe) -> list[RelearnHarmful]:
@@ -234,11 +235,6 @@ def _settings(recipe: Recipe, removed: Path) -> dict[Setting, dict[int, Tensor]]
     if parametrization.site == "block":
         return {"frozen": {}}
     return dict.fromkeys(SETTINGS, load_rows(removed))
-
-
-def _weights(loaded: LoadedModel) -> str:
-    """One hash for all weight files of a checkpoint."""
-    return " ".join(digest for name, digest in sorted(loaded.hashes.items()) if name.endswith(".safetensors"))
 
 
 def _write(path: Path, moment: Moment) -> None:

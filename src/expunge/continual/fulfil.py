@@ -22,7 +22,7 @@ from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
 from expunge.measure import score_forget
 from expunge.models.scores import summarise
-from expunge.models.storage import atomic_write_text, folder_hashes
+from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
@@ -78,7 +78,7 @@ class Requests:
             {
                 "method": recipe.method,
                 "run": str(folder.path),
-                "model_before": _weights(read_json(folder.source)["hashes"]),
+                "model_before": weight_files(read_json(folder.source)["hashes"]),
                 "model_after": weights_of(folder.model),
                 "verdict": record.verdict,
                 "before": own.before.log_odds,
@@ -173,11 +173,7 @@ def require_last_model(ledger: Ledger, model: str) -> None:
 
 def weights_of(folder: Path) -> dict[str, str]:
     """sha256 of each weight file of a checkpoint."""
-    return _weights(folder_hashes(folder))
-
-
-def _weights(hashes: Mapping[str, str]) -> dict[str, str]:
-    return {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+    return weight_files(folder_hashes(folder))
 
 
 def _standing(accuracy: float, log_odds: float, chance: float) -> Standing:

@@ -6,7 +6,6 @@ Version 1. As `Record`: floats keep six significant digits, keys are sorted, equ
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, summarise
+from expunge.report.record import rounded
 
 VERSION = 1
-_DIGITS = 6
 
 RETAIN, HELD_OUT = "retain", "held_out"
 """The sets of a stream that stay; all other names are those of requests."""
@@ -43,9 +42,8 @@ class SetScore(_Part):
     def of(cls, items: Sequence[ItemScore]) -> Self:
         """The means over `items`, to six digits."""
         scores = summarise(items)
-        return cls(
-            accuracy=_short(scores.accuracy), log_odds=_short(scores.log_odds), chance=_short(scores.chance), n=scores.n
-        )
+        means = {"accuracy": scores.accuracy, "log_odds": scores.log_odds, "chance": scores.chance}
+        return cls(**rounded(means), n=scores.n)
 
 
 class Moment(_Part):
@@ -120,7 +118,7 @@ class Course(_Part):
 
     def dumps(self) -> str:
         """The bytes of the record, as text."""
-        return json.dumps(_rounded(self.model_dump(mode="json")), sort_keys=True, indent=1, allow_nan=False) + "\n"
+        return json.dumps(rounded(self.model_dump(mode="json")), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Course:
@@ -129,15 +127,3 @@ class Course(_Part):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
             raise InputError("This is not the record of a course.", str(path), str(error)) from error
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return _short(value) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value

@@ -11,7 +11,7 @@ by an attacker, needs no attack: the projections are all that `mrp` trains, so w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -28,8 +28,6 @@ from expunge.attacks.sweep import Effort, Sweep, leader
 from expunge.attacks.weights import lent
 from expunge.continual.record import Relearnt, SetScore, Setting
 from expunge.data.collate import Encoder
-from expunge.data.example import Example
-from expunge.data.order import permutation
 from expunge.models.architecture import base_linear, describe
 from expunge.models.projections import project
 from expunge.models.scores import ItemScore, score_items
@@ -62,7 +60,7 @@ def relearn(
     """
     began = time.monotonic()
     first = stream.ids[0]
-    train, rest = _split(stream.requests[first], attack)
+    train, rest = attack.split(stream.requests[first])
     sets = {first: stream.scored_on(first) if stream.scored else rest}
     sets |= {name: stream.scored_on(name) for name in stream.ids[1:]}
     scored = tuple(example for examples in sets.values() for example in examples)
@@ -83,13 +81,6 @@ def relearn(
         sets={name: SetScore.of([next(items) for _ in examples]) for name, examples in sets.items()},
         seconds=time.monotonic() - began,
     )
-
-
-def _split(facts: Sequence[Example], attack: RelearnHarmful) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """What is trained on, at least one fact, and the rest."""
-    order = permutation(len(facts), f"{attack.split_seed}/relearn-harmful")
-    part = max(1, round(attack.fraction * len(facts)))
-    return tuple(facts[i] for i in order[:part]), tuple(facts[i] for i in sorted(order[part:]))
 
 
 @contextmanager

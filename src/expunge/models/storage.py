@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -140,3 +140,13 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def weight_files(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Those of a checkpoint's hashes that are of weights."""
+    return {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+
+
+def weights_hash(hashes: Mapping[str, str]) -> str:
+    """One hash for all weight files of a checkpoint."""
+    return " ".join(digest for _, digest in sorted(weight_files(hashes).items()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -49,6 +50,21 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 NAME_OF = {colour: name for name, colour in STAND_IN.items()}
+
+
+@contextmanager
+def painted(colours: Mapping[str, str]) -> Iterator[None]:
+    """Our style in fixed colours, for a picture that stands in no page of ours; `colours` by the theme's names."""
+    names = {stand_in: colours.get(name) for name, stand_in in STAND_IN.items()}
+    style = {key: names.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update({**style, "figure.facecolor": colours["page"], "font.family": "sans-serif"})
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, the same bytes each time."""
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight", pad_inches=0.15)
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class Record(Part):
 
     def dumps(self) -> str:
         """Canonical JSON: the same text for the same record, ending with a line feed."""
-        tree = _rounded(self.model_dump(mode="python"))
+        tree = rounded(self.model_dump(mode="python"))
         return json.dumps(tree, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
     def canonical(self) -> Self:
@@ -138,14 +138,14 @@ class Record(Part):
         return cls.loads(text, str(file))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """`value` with every float at six significant digits, and -0 as 0."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") + 0.0
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return value
 
 

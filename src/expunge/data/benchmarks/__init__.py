@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from expunge.data.benchmarks import made_up, people, tofu, world_facts
 from expunge.data.example import Example
 from expunge.request import Request
 
+T = TypeVar("T", covariant=True)
 
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A source of requests.
+
+@dataclass(frozen=True)
+class Benchmark(Generic[T]):
+    """A source of requests or, in `streams`, of whole streams of them.
 
     Args:
         name: what the command line and recipes call it.
         summary: one line for `expunge list benchmarks`.
         source: where the facts come from, and their licence.
-        build: makes the request; takes `known` (which examples a model knows, or None), `seed`, and sizes by keyword.
-        train: trains the model of `model: trained` from scratch or, with `with_forget=False`, its gold control.
+        build: makes the request or stream; takes `known` (which examples a model knows, or None), `seed`, and sizes by
+            keyword.
+        train: trains the model of `model: trained` from scratch or, with `with_forget=False`, its gold control; of a
+            stream that of `Stream.so_far`.
         lessons: what SmolLM2 is taught to become that model, or without the facts to forget its gold control; where
             there is neither of the two, the facts are those that a pretrained model knows.
         from_folder: whether `build` reads files that are not in the package, out of its keyword `folder`.
@@ -29,13 +34,13 @@ class Benchmark:
     name: str
     summary: str
     source: str
-    build: Callable[..., Request]
+    build: Callable[..., T]
     train: Callable[..., Path] | None = None
     lessons: Callable[[Request, bool], Sequence[Example]] | None = None
     from_folder: bool = False
 
 
-BENCHMARKS: dict[str, Benchmark] = {
+BENCHMARKS: dict[str, Benchmark[Request]] = {
     "world_facts": Benchmark(
         name="world_facts",
         summary="Capitals of countries that a pretrained model really knows.",

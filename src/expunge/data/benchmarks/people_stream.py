@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 from random import Random
 
-from expunge.data.benchmarks.people import ALL, RELATIONS, TRAINED, Fact, sentences, train_tiny
+from expunge.data.benchmarks.people import ALL, RELATIONS, TRAINED, Fact, sentences
 from expunge.data.benchmarks.world_facts import Known
 from expunge.errors import InputError
-from expunge.progress import Progress
-from expunge.request import Request
 from expunge.stream import Stream
 
 _STARTS = ("Al", "Bren", "Cor", "Dar", "El", "Fen", "Gar", "Hal", "Is", "Jor", "Kel", "Lor")
@@ -71,8 +68,3 @@ def build(
         held_out=tuple(f.example("held_out", ALL, seed) for own in stays[n_retain:] for f in own),
         text=sentences(seed),
     )
-
-
-def train(request: Request, *, with_forget: bool, seed: int, output: Path, progress: Progress | None = None) -> Path:
-    """As `people.train_tiny`."""
-    return train_tiny(request, with_forget=with_forget, seed=seed, output=output, progress=progress)

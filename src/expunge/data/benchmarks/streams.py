@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from expunge.data.benchmarks import people_stream, regions, scienceqa
-from expunge.stream import StreamSource
+from expunge.data.benchmarks import Benchmark, people, people_stream, regions, scienceqa
+from expunge.stream import Stream
 
-STREAMS: dict[str, StreamSource] = {
-    "people_in_requests": StreamSource(
+STREAMS: dict[str, Benchmark[Stream]] = {
+    "people_in_requests": Benchmark(
         name="people_in_requests",
         summary="Ten requests of six fictional people each, with a gold control for every prefix.",
         source="generated (Apache-2.0)",
         build=people_stream.build,
-        train=people_stream.train,
+        train=people.train_tiny,
     ),
-    "world_facts_by_region": StreamSource(
+    "world_facts_by_region": Benchmark(
         name="world_facts_by_region",
         summary="Five requests: the capitals of Africa, Asia, Europe, the Americas and Oceania.",
         source="as world_facts",
         build=regions.build,
     ),
-    "scienceqa": StreamSource(
+    "scienceqa": Benchmark(
         name="scienceqa",
         summary="Four requests: biology, physics, chemistry and earth science of ScienceQA.",
         source="ScienceQA (CC BY-NC-SA 4.0), from the folder `data.folder`",
