@@ -133,6 +133,20 @@ def test_relearning_is_its_formula(share: float, steps: int, monkeypatch: pytest
     assert largest_difference(ours, {name: held[name] - here[name] for name in ours}) > 1e-5
 
 
+def test_between_its_steps_the_attacker_rests() -> None:
+    """With `every=2` step 1 is attacked, step 2 is the plain one, and step 3 goes on with the same attacker."""
+    still = {"learning_rate": 0.0, "max_steps": 4, "eval_steps": 9}
+    resting = SimulatedRelearning(learning_rate=RATE, every=2, period=4)
+    steps = run(make_tiny_model().double(), resting, **still).history[1:]
+    attacked = ["attacker_nll" in step.transform for step in steps]
+    assert attacked == [True, False, True, False]
+    plain = run(make_tiny_model().double(), SimulatedRelearning(mix=0.0), **still).history[1:]
+    assert steps[1].forget == plain[1].forget and steps[0].forget != plain[0].forget
+    short = SimulatedRelearning(learning_rate=RATE, every=2, period=2)
+    alone = run(make_tiny_model().double(), short, **still).history[1:]
+    assert alone[0].transform == steps[0].transform and alone[2].forget != steps[2].forget, "a new one each time"
+
+
 def test_an_attacker_lives_on_over_its_period() -> None:
     """With a learning rate of 0 the model stands still, so only the attacker's own steps are seen."""
     still = {"learning_rate": 0.0, "max_steps": 3, "eval_steps": 9}
@@ -150,7 +164,7 @@ def test_an_attacker_lives_on_over_its_period() -> None:
         assert told == pytest.approx(loss.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("transform", [SAM(rho=0.1), SimulatedRelearning(period=3, learning_rate=RATE)], ids=repr)
+@pytest.mark.parametrize("transform", [SAM(rho=0.1), SimulatedRelearning(every=2, period=4, learning_rate=RATE)], ids=repr)
 def test_resumed_is_straight_and_the_cut_of_a_step_changes_nothing(
     transform: GradientTransform, tmp_path: Path
 ) -> None:

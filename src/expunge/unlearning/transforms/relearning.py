@@ -7,7 +7,9 @@ The rows are those of retain facts or, with `retain_share` below 1, also of the 
 step are attacked through what others teach, which is how relearning generalises. Retain rows alone do better: an
 attacker that lives on has soon been shown every forget fact, and then defends against being told instead. First order:
 g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share one attacker:
-delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`.
+delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`. Only every
+`every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both places in turn, at
+little more than the price of none.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class SimulatedRelearning(GradientTransform):
         mix: share of the forget gradient that is taken at the attacked weights.
         learning_rate: of the attacker's Adam.
         steps: of the attacker in each step of the loop.
+        every: steps of the loop from one step of the attacker to the next.
         period: steps of the loop after which a new attacker begins at the present weights.
         retain_share: probability that the attacker trains on retain rows rather than on other forget rows.
         seed: of these draws.
@@ -47,6 +50,7 @@ class SimulatedRelearning(GradientTransform):
     mix: float = 0.5
     learning_rate: float = 5e-5
     steps: int = 1
+    every: int = 1
     period: int = 20
     retain_share: float = 1.0
     seed: int = 0
@@ -57,8 +61,11 @@ class SimulatedRelearning(GradientTransform):
                 raise InputError(f"{name} must lie between 0 and 1.", f"{name}={value}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError("The attacker's learning rate must be above 0.", f"learning_rate={self.learning_rate}")
-        if min(self.steps, self.period) < 1:
-            raise InputError("steps and period must be at least 1.", f"steps={self.steps}, period={self.period}")
+        counts = {"steps": self.steps, "every": self.every, "period": self.period}
+        if min(counts.values()) < 1:
+            raise InputError(
+                "steps, every and period must be at least 1.", ", ".join(f"{k}={v}" for k, v in counts.items())
+            )
 
     def bind(self, site: Site) -> BoundSimulatedRelearning:
         """The attacker at work."""
@@ -77,7 +84,9 @@ class BoundSimulatedRelearning(BoundTransform):
     def gradient(self, step: Step) -> dict[str, float]:
         """g, and how well the attacker has relearnt: the mean NLL of its rows before its last step."""
         config, parameters = self._config, self._site.parameters
-        if step.number % config.period == 0 or not self._delta:
+        if step.number % config.every:
+            return super().gradient(step)
+        if step.number % config.period < config.every or not self._delta:
             self._delta = {name: torch.zeros_like(p.data) for name, p in parameters.items()}
             self._adam, self._done = self._optimizer(), 0
         theirs: list[float] = []
