@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,12 @@ def attack(
     folder.require_model()
     recipe, request = folder.load_recipe(), folder.load_request()
     chosen = _attacks(recipe, request, names, settings or {})
-    control = read_json(folder.source).get("control")
-    results = _attack_model(str(folder.model), recipe, request, chosen, folder.attacks, None, progress, probed=True)
-    if control:
+    source = read_json(folder.source)
+    work = partial(_attack_model, recipe=recipe, request=request, chosen=chosen, original=source["model"])
+    results = work(str(folder.model), folder=folder.attacks, progress=progress, probed=True)
+    if source.get("control"):
         told = Named(progress or Silent(), "control")
-        _attack_model(control, recipe, request, chosen, folder.control_attacks, results, told)
+        work(source["control"], folder=folder.control_attacks, like=results, progress=told)
     return list(results.values())
 
 
@@ -182,7 +184,7 @@ def attack_checkpoint(
 ) -> dict[str, AttackResult]:
     """The recipe's attacks on another checkpoint or request than those of its run; results are stored in `folder`."""
     chosen = _attacks(recipe, request, None, {})
-    return _attack_model(model, recipe, request, chosen, folder, None, progress)
+    return _attack_model(model, recipe=recipe, request=request, chosen=chosen, folder=folder, progress=progress)
 
 
 def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Measured] | None = None) -> Record:
@@ -318,16 +320,18 @@ def _attacks(
 
 def _attack_model(
     model: str,
+    *,
     recipe: Recipe,
     request: Request,
     chosen: Mapping[str, Mapping[str, Any]],
     folder: Path,
-    like: Mapping[str, AttackResult] | None,
     progress: Progress | None,
-    *,
+    original: str | None = None,
+    like: Mapping[str, AttackResult] | None = None,
     probed: bool = False,
 ) -> dict[str, AttackResult]:
-    """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model.
+    """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
+    which was made from `original`.
 
     With `probed` the results say what an attack changed inside (rho).
     """
@@ -344,6 +348,7 @@ def _attack_model(
             probe=probe,
             cells=folder / "cells",
             like=like[name] if like else None,
+            original=original,
         )
         if seen is not None and before is not None:
             result = replace(result, rho=rho(before, seen))

@@ -164,7 +164,9 @@ def test_an_attacker_lives_on_over_its_period() -> None:
         assert told == pytest.approx(loss.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("transform", [SAM(rho=0.1), SimulatedRelearning(every=2, period=4, learning_rate=RATE)], ids=repr)
+@pytest.mark.parametrize(
+    "transform", [SAM(rho=0.1), SimulatedRelearning(every=2, period=4, learning_rate=RATE)], ids=repr
+)
 def test_resumed_is_straight_and_the_cut_of_a_step_changes_nothing(
     transform: GradientTransform, tmp_path: Path
 ) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from expunge.attacks.budget import Budget
-from expunge.attacks.cells import Cells
+from expunge.attacks.cells import Cells, open_cells
 from expunge.data.collate import Encoder
+from expunge.errors import InputError
+from expunge.models.load import load_model
 from expunge.models.scores import ItemScore, Scores
-from expunge.progress import Progress
+from expunge.progress import Progress, Silent
 from expunge.request import Request
 
 T = TypeVar("T")
@@ -113,14 +116,39 @@ class Attacked(NamedTuple, Generic[T]):
     probed: T | None
 
 
-class Attack(Protocol):
+@dataclass(frozen=True)
+class Target(Generic[T]):
+    """What is attacked, and what an attack needs beside; see `Attack.run`."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    request: Request
+    progress: Progress
+    probe: Callable[[PreTrainedModel], T] | None
+    cells: Cells
+    like: AttackResult | None
+    original: str | None
+
+    def load_original(self) -> PreTrainedModel:
+        """The model before unlearning, a second one in memory: let go of it soon; InputError where none is known."""
+        if self.original is None:
+            raise InputError("This attack needs the model before unlearning.", "original", "Leave this attack out.")
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return load_model(self.original, dtype=dtype, device=str(self.model.device)).model
+
+
+class Attack(ABC):
     """Tries to bring knowledge back and leaves the model bit-equal to what it was.
 
     A frozen dataclass whose fields are the settings.
+
+    `control_only` marks an attack that can find an answer where there is no knowledge, since it searches for the answer
+    itself or has the original at hand: what it brings back says something only beside the same attack on a control.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    control_only: ClassVar[bool] = False
 
     def run(
         self,
@@ -132,6 +160,7 @@ class Attack(Protocol):
         probe: Callable[[PreTrainedModel], T] | None = None,
         cells: Cells | Path | None = None,
         like: AttackResult | None = None,
+        original: str | None = None,
     ) -> Attacked[T]:
         """The result, scored on items that were not trained on.
 
@@ -144,7 +173,14 @@ class Attack(Protocol):
                 the best log-odds is returned.
             cells: where finished cells are kept (a folder or a mapping); an interrupted attack goes on from there.
             like: attack with the split of that result, as a control must be.
+            original: folder or Hub id of the model before unlearning, for the attacks that make use of it.
 
         Raises:
             InputError: the request lacks what the attack needs.
         """
+        told = progress or Silent()
+        return self.launch(Target(model, encoder, request, told, probe, open_cells(cells), like, original))
+
+    @abstractmethod
+    def launch(self, target: Target[T]) -> Attacked[T]:
+        """Make the attack; the arguments and errors are those of `run`."""

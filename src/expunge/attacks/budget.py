@@ -13,13 +13,15 @@ class Budget:
         steps: optimizer steps.
         examples: examples seen, repeats counted.
         tokens: tokens read in training, prompts included and padding not.
-        variants: changed models that were tried without training.
+        variants: changed models or questions that were tried without training.
+        queries: forward passes over one prompt, in the search for a change or a question.
     """
 
     steps: int = 0
     examples: int = 0
     tokens: int = 0
     variants: int = 0
+    queries: int = 0
 
     def __add__(self, other: Budget) -> Budget:
         """Both together."""

@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from itertools import product
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import TypeAdapter
-from transformers import PreTrainedModel
 
-from expunge.attacks.base import Attacked, AttackResult, T
+from expunge.attacks.base import Attack, Attacked, AttackResult, T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.cells import Cells, open_cells
 from expunge.attacks.material import Material
 from expunge.attacks.sweep import Cell, Effort, Sweep, leader
 from expunge.attacks.weights import lent
@@ -36,14 +33,13 @@ from expunge.data.order import permutation
 from expunge.data.sources import read_examples
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, score_items, summarise
-from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.parametrizations.full import Full
 from expunge.unlearning.parametrizations.lora import LoRA
 
 
 @dataclass(frozen=True)
-class Relearn(ABC):
+class Relearn(Attack, ABC):
     """A sweep of fine-tuning runs over learning rates and seeds.
 
     Args:
@@ -63,9 +59,6 @@ class Relearn(ABC):
     batch_size: int = 8
     lora_rank: int = 0
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-
     def __post_init__(self) -> None:
         if not self.seeds or not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
             raise self._refusal("There must be at least one seed and one learning rate above 0.")
@@ -80,31 +73,22 @@ class Relearn(ABC):
     ) -> Material:
         """What to train on and to score; `before` are the scores of the forget items, `like` as in `Attack.run`."""
 
-    def run(
-        self,
-        model: PreTrainedModel,
-        encoder: Encoder,
-        request: Request,
-        *,
-        progress: Progress | None = None,
-        probe: Callable[[PreTrainedModel], T] | None = None,
-        cells: Cells | Path | None = None,
-        like: AttackResult | None = None,
-    ) -> Attacked[T]:
-        """See `Attack.run`."""
+    def launch(self, target: Target[T]) -> Attacked[T]:
+        """Fine-tune in every cell of the grid."""
+        model, encoder = target.model, target.encoder
         with lent(model) as weights:
-            before = score_items(model, encoder, request.forget)
-            chosen = self.material(encoder, request, before, like)
+            before = score_items(model, encoder, target.request.forget)
+            chosen = self.material(encoder, target.request, before, target.like)
             chosen.require_scorable(self.name)
             found = {item.id: item for item in before}
             start = tuple(found[example.id] for example in chosen.scored)
             moved = LoRA(self.lora_rank, 2.0 * self.lora_rank) if self.lora_rank else Full()
             effort = Effort(self.max_steps, self.eval_every, self.batch_size, moved)
             sweep = Sweep(
-                self.name, model, weights, encoder, chosen.train, chosen.scored, start, effort, progress or Silent()
+                self.name, model, weights, encoder, chosen.train, chosen.scored, start, effort, target.progress
             )
             grid = list(product(self.learning_rates, self.seeds))
-            finished, probed = sweep.run(grid, open_cells(cells), probe)
+            finished, probed = sweep.run(grid, target.cells, target.probe)
         return Attacked(self._result(sweep, finished, chosen.notes), probed)
 
     def _result(self, sweep: Sweep, cells: Sequence[Cell], notes: Sequence[str]) -> AttackResult:

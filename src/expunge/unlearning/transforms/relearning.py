@@ -7,9 +7,9 @@ The rows are those of retain facts or, with `retain_share` below 1, also of the 
 step are attacked through what others teach, which is how relearning generalises. Retain rows alone do better: an
 attacker that lives on has soon been shown every forget fact, and then defends against being told instead. First order:
 g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share one attacker:
-delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`. Only every
-`every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both places in turn, at
-little more than the price of none.
+delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`. Only
+every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both places in turn,
+at little more than the price of none.
 """
 
 from __future__ import annotations

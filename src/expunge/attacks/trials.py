@@ -1,0 +1,118 @@
+"""The engine of every attack that does not train: try changed models or changed questions, keep the best.
+
+Each trial is one variant of the model (its weights rounded, some of them removed, its states pushed) or of the
+questions (other words, examples before them), and the score is the highest over all trials, so that it can only grow
+with their number.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter
+
+from expunge.attacks.base import Attack, Attacked, AttackResult, CurvePoint, T, Target
+from expunge.attacks.budget import Budget
+from expunge.attacks.material import Material
+from expunge.attacks.weights import Weights, lent
+from expunge.data.example import Example
+from expunge.models.scores import ItemScore, greedy, score_items, summarise
+
+Questions = Sequence[Example]
+
+
+def as_they_are(questions: Questions) -> Questions:
+    """No change."""
+    return questions
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant of the model or of the questions.
+
+    Args:
+        called: what is done, in words.
+        change: enters the variant of the model and leaves it again, as often as asked; whatever it leaves changed in
+            the weights is put back.
+        ask: the scored items in other words, in the same order and with the same ids and answers.
+        spent: what finding it cost, beside being one more variant.
+    """
+
+    called: str
+    change: Callable[[], AbstractContextManager[object]] = nullcontext
+    ask: Callable[[Questions], Questions] = as_they_are
+    spent: Budget = field(default_factory=Budget)
+
+
+class Trials(Attack, ABC):
+    """An attack whose points are trials; the first point of its curve is the model as it is."""
+
+    @abstractmethod
+    def count(self, target: Target[T]) -> int:
+        """How many trials there will be; InputError where the request or the model lacks what they need."""
+
+    @abstractmethod
+    def trials(self, target: Target[T], weights: Weights) -> Iterator[Trial]:
+        """The trials, one after another; the model is untouched whenever the next one is asked for."""
+
+    def allowance(self, target: Target[T]) -> Budget:
+        """The most that all trials can spend."""
+        return Budget(variants=self.count(target))
+
+    def notes(self, target: Target[T]) -> tuple[str, ...]:
+        """Choices that a reader has to know of."""
+        return ()
+
+    def launch(self, target: Target[T]) -> Attacked[T]:
+        """A trial is scored as fast as it would be read back, so none is kept in `cells`."""
+        model, encoder, began = target.model, target.encoder, time.perf_counter()
+        material = Material((), target.request.forget)
+        material.require_scorable(self.name)
+        scored, total = material.scored, self.count(target)
+        best, spent = Trial("as it is"), Budget()
+        with lent(model) as weights:
+            start = items = score_items(model, encoder, scored)
+            curve = [_point(0, best.called, start)]
+            target.progress.start(self.name, total)
+            for place, trial in enumerate(self.trials(target, weights), 1):
+                with trial.change():
+                    scores = score_items(model, encoder, trial.ask(scored))
+                weights.restore()
+                spent += trial.spent + Budget(variants=1)
+                point = _point(place, trial.called, scores)
+                if point.log_odds > max(earlier.log_odds for earlier in curve):
+                    best, items = trial, scores
+                curve.append(point)
+                target.progress.advance(self.name, log_odds=point.log_odds)
+            with best.change():
+                said = greedy(model, encoder, [example.prompt for example in best.ask(scored)])
+                probed = None if target.probe is None else target.probe(model)
+        target.progress.finish(self.name)
+        ids = tuple(example.id for example in scored)
+        result = AttackResult(
+            name=self.name,
+            settings=TypeAdapter(type(self)).dump_python(self, mode="json"),
+            curve=tuple(curve),
+            start=summarise(start),
+            best=max(curve, key=lambda point: point.log_odds),
+            best_accuracy=max(curve, key=lambda point: point.accuracy),
+            items=tuple(items),
+            trained_ids=(),
+            held_out_ids=ids,
+            samples=dict(zip(ids, said, strict=True)),
+            allowed=self.allowance(target),
+            spent=spent,
+            notes=self.notes(target),
+            seconds=time.perf_counter() - began,
+        )
+        return Attacked(result, probed)
+
+
+def _point(place: int, called: str, items: Sequence[ItemScore]) -> CurvePoint:
+    scores = summarise(items)
+    odds = tuple(item.log_odds for item in items)
+    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called)
