@@ -58,6 +58,7 @@ def made_up(request: Request, seed: int) -> Request:
             answer=answer,
             options=tuple(options),
             paraphrases=tuple(map(name, example.paraphrases)),
+            answer_paraphrases=(),
             subject=names[example.subject],
         )
 
