@@ -23,7 +23,9 @@ from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
 from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
+from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
+from expunge.audit.reading import Reading
 from expunge.audit.utility import Kept, Language
 from expunge.audit.verdict import decide
 from expunge.data.example import Example
@@ -54,6 +56,8 @@ class Parts:
         attacks: each with the same attack on the control, or None.
         training: what `training.json` holds.
         stages: seconds of each stage.
+        control_reading: what metrics compare with, None without a control.
+        lm_eval: what lm-eval left in the run's folder, None where it was not asked.
     """
 
     recipe: Recipe
@@ -66,6 +70,8 @@ class Parts:
     training: dict[str, Any]
     stages: dict[str, float]
     peak_bytes: int
+    control_reading: Reading | None = None
+    lm_eval: schema.LmEval | None = None
 
 
 def assemble(parts: Parts) -> schema.Record:
@@ -96,6 +102,7 @@ def assemble(parts: Parts) -> schema.Record:
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
         probe=_probe(before.probe, after.probe),
         text=_text(parts),
+        metrics=_metrics(parts),
         items=_items(parts, strongest),
         cost=schema.Cost(
             seconds=sum(parts.stages.values()),
@@ -264,6 +271,15 @@ def _text(parts: Parts) -> schema.Text:
     if before is None or after is None:
         return schema.Text()
     return schema.Text(perplexity_before=before.perplexity, perplexity_after=after.perplexity, kl=after.kl)
+
+
+def _metrics(parts: Parts) -> schema.Metrics | None:
+    """All metrics of memorisation, membership and utility."""
+    before, after = parts.before.snapshot, parts.after.snapshot
+    if before.reading is None or after.reading is None:
+        return None
+    found = metrics(before.reading, after.reading, parts.control_reading, (before.text, after.text))
+    return schema.Metrics(**found.to_json(), lm_eval=parts.lm_eval)
 
 
 def _strongest(parts: Parts, name: str) -> AttackResult | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from expunge.audit.snapshot import Snapshot, snapshot
+from expunge.audit.reading import Reading
+from expunge.audit.snapshot import Snapshot, control_reading, snapshot
 from expunge.audit.utility import passages
 from expunge.data.collate import Encoder
 from expunge.models.load import LoadedModel, load_model
@@ -75,6 +76,14 @@ def score_forget(path: str, recipe: Recipe, request: Request) -> tuple[ItemScore
     """Scores of the forget items by the model at `path`."""
     loaded = load_model(path, dtype=recipe.dtype, device=recipe.device)
     return score_items(loaded.model, encoder_of(loaded, recipe), request.forget)
+
+
+def measure_control(path: str, recipe: Recipe, request: Request) -> tuple[tuple[ItemScore, ...], Reading]:
+    """Scores of the forget items by the model at `path`, and what metrics compare with."""
+    loaded = load_model(path, dtype=recipe.dtype, device=recipe.device)
+    encoder = encoder_of(loaded, recipe)
+    scores = score_items(loaded.model, encoder, request.forget)
+    return scores, control_reading(loaded.model, encoder, request, scores)
 
 
 def _source(loaded: LoadedModel) -> str:

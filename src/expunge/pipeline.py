@@ -27,7 +27,7 @@ from expunge.audit.verdict import at_or_below
 from expunge.data.collate import Encoder
 from expunge.errors import InputError, VerdictBelow, nearest
 from expunge.folder import RunFolder, read_json
-from expunge.measure import Measured, encoder_of, measure, score_forget
+from expunge.measure import Measured, encoder_of, measure, measure_control
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model
@@ -206,7 +206,7 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
         baselines[key] = measure(source["model"], recipe, request, progress=progress)
     before = baselines[key]
     after = measure(str(folder.model), recipe, request, before, progress)
-    control = score_forget(source["control"], recipe, request) if source["control"] else None
+    control, reading = measure_control(source["control"], recipe, request) if source["control"] else (None, None)
     attacks = [
         (_load_attack(file), _load_attack(folder.control_attacks / file.name) if source["control"] else None)
         for file in sorted(folder.attacks.glob("*.json"))
@@ -218,7 +218,7 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
     }
     peak = max(training["peak_bytes"], peak_bytes())
     record = assemble(
-        Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak)
+        Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak, reading)
     ).canonical()
     from expunge.report.card import render_card
     from expunge.report.html import render
