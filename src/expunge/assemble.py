@@ -22,6 +22,7 @@ from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
 from expunge.audit.influence import compare
+from expunge.audit.lm_eval import Link
 from expunge.audit.memorization import memorization
 from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
@@ -71,7 +72,7 @@ class Parts:
     stages: dict[str, float]
     peak_bytes: int
     control_reading: Reading | None = None
-    lm_eval: schema.LmEval | None = None
+    lm_eval: Link | None = None
 
 
 def assemble(parts: Parts) -> schema.Record:
@@ -279,7 +280,8 @@ def _metrics(parts: Parts) -> schema.Metrics | None:
     if before.reading is None or after.reading is None:
         return None
     found = metrics(before.reading, after.reading, parts.control_reading, (before.text, after.text))
-    return schema.Metrics(**found.to_json(), lm_eval=parts.lm_eval)
+    link = schema.LmEval(**parts.lm_eval.to_json()) if parts.lm_eval else None
+    return schema.Metrics(**found.to_json(), lm_eval=link)
 
 
 def _strongest(parts: Parts, name: str) -> AttackResult | None:

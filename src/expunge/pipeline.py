@@ -23,6 +23,7 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import kind_of, make_attack, settings_of
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
+from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.data.collate import Encoder
 from expunge.errors import InputError, VerdictBelow, nearest
@@ -217,9 +218,8 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
         "audit": time.perf_counter() - start,
     }
     peak = max(training["peak_bytes"], peak_bytes())
-    record = assemble(
-        Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak, reading)
-    ).canonical()
+    parts = Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak, reading)
+    record = assemble(replace(parts, lm_eval=linked(folder.path))).canonical()
     from expunge.report.card import render_card
     from expunge.report.html import render
 
