@@ -277,7 +277,7 @@ def _text(parts: Parts) -> schema.Text:
 def _metrics(parts: Parts) -> schema.Metrics | None:
     """All metrics of memorisation, membership and utility."""
     before, after = parts.before.snapshot, parts.after.snapshot
-    if before.reading is None or after.reading is None:
+    if after.reading is None:
         return None
     found = metrics(before.reading, after.reading, parts.control_reading, (before.text, after.text))
     link = schema.LmEval(**parts.lm_eval.to_json()) if parts.lm_eval else None

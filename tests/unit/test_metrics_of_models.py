@@ -185,6 +185,14 @@ def test_what_cannot_be_measured_is_left_out(tiny_model: LlamaForCausalLM, encod
     assert math.isnan(ratio.values[0]) and ratio.value == ratio.values[1]
 
 
+def test_a_model_alone_has_its_own_column(knowing: Snapshot) -> None:
+    assert knowing.reading is not None
+    told = metrics(None, knowing.reading, None, (None, knowing.text))
+    assert found(told, "mia_loss").value > 0.95 and found(told, "perplexity").value > 1
+    assert all(row.before is None and row.control is None for row in told.rows)
+    assert told.reference == "" and "mia_reference" not in [row.name for row in told.rows]
+
+
 def test_non_members_are_facts_for_attacks_or_else_held_out_ones() -> None:
     held_out = {"held_out": PEOPLE[16:20]}
     assert non_members(REQUEST)[0] == "attack"

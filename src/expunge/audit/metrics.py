@@ -67,7 +67,7 @@ class Metrics:
 
 
 def metrics(
-    before: Reading,
+    before: Reading | None,
     after: Reading,
     control: Reading | None = None,
     texts: tuple[TextStatistics | None, TextStatistics | None] = (None, None),
@@ -75,13 +75,13 @@ def metrics(
     """All metrics that can be computed, in the order of docs/metrics.md.
 
     Args:
-        before: the original model; the reference of `mia_reference` where there is no control.
+        before: the original model, None where it is not at hand; the reference of `mia_reference` without a control.
         after: the unlearned model.
         control: a model that never saw the forget items, with which forget quality and privleak compare.
         texts: statistics on plain text of the models before and after.
     """
     columns = (
-        told(before, control, control) | language(texts[0], before.vocabulary),
+        told(before, control, control) | language(texts[0], before.vocabulary) if before else {},
         told(after, control or before, control) | language(texts[1], after.vocabulary),
         told(control, None, control) if control else {},
     )
@@ -92,8 +92,13 @@ def metrics(
         forget=after.forget.ids,
         others=tuple(item.id for item in after.others),
         non_members=after.non_members,
-        reference=("control" if control else "original") if after.others else "",
+        reference=_reference(before, control) if after.others else "",
     )
+
+
+def _reference(before: Reading | None, control: Reading | None) -> str:
+    """Which model `mia_reference` compares with."""
+    return "control" if control else "original" if before else ""
 
 
 def told(reading: Reading, reference: Reading | None, retrained: Reading | None) -> Measures:

@@ -79,9 +79,10 @@ def metric_notes(runs: Sequence[Labelled]) -> list[str]:
     for run in runs:
         part = _part(run)
         if part.non_members:
+            reference = f"; the reference is the {visible(part.reference, 40)}" if part.reference else ""
             notes.append(
                 f"{run.label}: the {len(part.others)} items never trained on are the request's "
-                f"{visible(part.non_members, 40)} facts; the reference is the {visible(part.reference, 40)}."
+                f"{visible(part.non_members, 40)} facts{reference}."
             )
         if part.lm_eval:
             tasks = ", ".join(visible(task, 60) for task in part.lm_eval.tasks)
