@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from expunge.audit.lm_eval import Link, evaluate, linked
 from expunge.audit.reading import Reading
 from expunge.audit.snapshot import Snapshot, control_reading, snapshot
 from expunge.audit.utility import passages
@@ -84,6 +86,14 @@ def measure_control(path: str, recipe: Recipe, request: Request) -> tuple[tuple[
     encoder = encoder_of(loaded, recipe)
     scores = score_items(loaded.model, encoder, request.forget)
     return scores, control_reading(loaded.model, encoder, request, scores)
+
+
+def ask_lm_eval(path: str, recipe: Recipe, tasks: Sequence[str], folder: Path) -> Link | None:
+    """What lm-eval finds of the model at `path`, stored in `folder`; what is stored there already, without tasks."""
+    if not tasks:
+        return linked(folder)
+    loaded = load_model(path, dtype=recipe.dtype, device=recipe.device)
+    return evaluate(loaded.model, loaded.tokenizer, tasks, folder)
 
 
 def _source(loaded: LoadedModel) -> str:

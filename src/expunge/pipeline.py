@@ -23,12 +23,11 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import kind_of, make_attack, settings_of
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
-from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.data.collate import Encoder
 from expunge.errors import InputError, VerdictBelow, nearest
 from expunge.folder import RunFolder, read_json
-from expunge.measure import Measured, encoder_of, measure, measure_control
+from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model
@@ -188,11 +187,17 @@ def attack_checkpoint(
     return _attack_model(model, recipe=recipe, request=request, chosen=chosen, folder=folder, progress=progress)
 
 
-def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Measured] | None = None) -> Record:
+def audit(
+    path: Path,
+    progress: Progress | None = None,
+    baselines: dict[str, Measured] | None = None,
+    lm_eval: Sequence[str] = (),
+) -> Record:
     """Measure the original and the unlearned model, decide, and write record, report and model card.
 
     Args:
         baselines: measured originals by what they depend on; filled here, so that several runs can share one.
+        lm_eval: task files of lm-eval; without any, earlier answers in the folder are linked.
     """
     folder = RunFolder(path)
     folder.require_model()
@@ -212,6 +217,7 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
         (_load_attack(file), _load_attack(folder.control_attacks / file.name) if source["control"] else None)
         for file in sorted(folder.attacks.glob("*.json"))
     ]
+    asked = ask_lm_eval(str(folder.model), recipe, lm_eval, folder.path)
     stages = {
         "unlearning": training["stage_seconds"],
         "attacks": sum(result.seconds for result, _ in attacks),
@@ -219,7 +225,7 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
     }
     peak = max(training["peak_bytes"], peak_bytes())
     parts = Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak, reading)
-    record = assemble(replace(parts, lm_eval=linked(folder.path))).canonical()
+    record = assemble(replace(parts, lm_eval=asked)).canonical()
     from expunge.report.card import render_card
     from expunge.report.html import render
 
