@@ -204,6 +204,7 @@ def audit(
     recipe, request = folder.load_recipe(), folder.load_request()
     source, training = read_json(folder.source), read_json(folder.training)
     start = time.perf_counter()
+    asked = ask_lm_eval(str(folder.model), recipe, lm_eval, folder.path)
     baselines = baselines if baselines is not None else {}
     key = json.dumps(
         [source["model"], source["hashes"], request.hashes(), recipe.template, recipe.dtype], sort_keys=True
@@ -217,7 +218,6 @@ def audit(
         (_load_attack(file), _load_attack(folder.control_attacks / file.name) if source["control"] else None)
         for file in sorted(folder.attacks.glob("*.json"))
     ]
-    asked = ask_lm_eval(str(folder.model), recipe, lm_eval, folder.path)
     stages = {
         "unlearning": training["stage_seconds"],
         "attacks": sum(result.seconds for result, _ in attacks),

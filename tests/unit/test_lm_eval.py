@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge.audit.lm_eval import evaluate, linked, task_name
+from expunge.audit.lm_eval import evaluate, linked, require, task_name
 from expunge.errors import InputError
 
 TASK = """task: towns
@@ -47,6 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             "date": 1234.5,
         }
 
+    package.__spec__ = ModuleSpec("lm_eval", None)
     package.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
     huggingface.HFLM = lambda **words: words  # type: ignore[attr-defined]
     tasks.TaskManager = lambda **words: words  # type: ignore[attr-defined]
@@ -87,6 +89,7 @@ def test_without_lm_eval_the_way_to_it_is_told(
     with pytest.raises(InputError, match=r"pip install 'expunge\[lm-eval\]'"):
         evaluate(tiny_model, tiny_tokenizer, [task], tmp_path)
     assert not list(tmp_path.glob("*.json"))
+    assert require([]) == []
 
 
 def test_a_task_file_is_read_without_running_it(task: Path, tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import math
 
 import pytest
 
-from expunge.audit.memorization import memorization, recalls
+from expunge.audit.memorization import memorization
 from expunge.audit.utility import Kept, Language, passages
-from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.answers import TextStatistics
 from expunge.models.scores import ItemScore, Scores
@@ -36,10 +35,6 @@ def test_what_was_not_measured_is_none() -> None:
     for bad in ([], [item("a", 1.0)]):
         with pytest.raises(InputError):
             memorization(bad, rouge_l=[0.5, 0.5])
-
-
-def test_recalls() -> None:
-    assert recalls([Example("q", "Abu Dhabi"), Example("r", "Oslo")], ["abu", "Oslo."]) == (0.5, 1.0)
 
 
 def scores(accuracy: float) -> Scores:

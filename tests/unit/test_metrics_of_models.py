@@ -217,6 +217,16 @@ def test_tofus_other_sets_join_the_utility(original: LlamaForCausalLM, encoder: 
     assert share.chance == pytest.approx(1 / 3)
 
 
+def test_who_is_not_spoken_to_is_scored_all_the_same(original: LlamaForCausalLM, encoder: Encoder) -> None:
+    taken = snapshot(original, encoder, REQUEST, caps=Caps(spoken=3))
+    told = of(taken, taken)
+    spoken = [not math.isnan(value) for value in found(told, "retain_Q_A_ROUGE").values]
+    assert len(spoken) == 8 and sum(spoken) == 3
+    assert not any(map(math.isnan, found(told, "retain_Q_A_Prob").values))
+    utility = found(told, "model_utility")
+    assert utility.low <= utility.value <= utility.high
+
+
 def test_language_is_that_of_its_passages(knowing: Snapshot, retrained: LlamaForCausalLM, encoder: Encoder) -> None:
     text = snapshot(retrained, encoder, REQUEST, reference=knowing).text
     assert text is not None and len(text.passages) == 3

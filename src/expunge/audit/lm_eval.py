@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,16 +58,14 @@ def evaluate(
     """Run the task files on `model`, write `lm_eval.json` into `folder`, and say what the record links.
 
     Raises:
-        InputError: lm-eval is not installed, or a file is missing or names no task.
+        InputError: see `require`.
     """
-    names = [task_name(Path(task)) for task in tasks]
+    names = require(tasks)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     places = sorted({str(Path(task).resolve().parent) for task in tasks})
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError("lm-eval is not installed.", "--lm-eval", f"Install it: {INSTALL}") from error
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
         tasks=names,
@@ -80,6 +79,17 @@ def evaluate(
     text = json.dumps(told, sort_keys=True, indent=1, default=str) + "\n"
     atomic_write_text(folder / FILE, text)
     return _link(text)
+
+
+def require(tasks: Sequence[Path | str]) -> list[str]:
+    """The names of the tasks, without any work done.
+
+    Raises:
+        InputError: lm-eval is not installed, or a file is missing or names no task.
+    """
+    if tasks and find_spec("lm_eval") is None:
+        raise InputError("lm-eval is not installed.", "--lm-eval", f"Install it: {INSTALL}")
+    return [task_name(Path(task)) for task in tasks]
 
 
 def linked(folder: Path) -> Link | None:

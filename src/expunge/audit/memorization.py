@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from expunge.audit.intervals import mean_interval
-from expunge.audit.rouge import rouge_l_recall
-from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore
 
-__all__ = ["Measure", "Memorization", "memorization", "rouge_l_recall"]
+__all__ = ["Measure", "Memorization", "memorization"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,3 @@ def memorization(items: Sequence[ItemScore], rouge_l: Sequence[float] = (), seed
         probability=Measure.of([item.probability for item in items], None, seed),
         rouge_l=Measure.of(rouge_l, None, seed) if rouge_l else None,
     )
-
-
-def recalls(examples: Sequence[Example], said: Sequence[str]) -> tuple[float, ...]:
-    """ROUGE-L recall of each example's answer in what the model said."""
-    return tuple(rouge_l_recall(example.answer, text) for example, text in zip(examples, said, strict=True))

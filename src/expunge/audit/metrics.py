@@ -188,7 +188,7 @@ def _stays(prefix: str, sheet: Sheet, vocabulary: int) -> Measures:
     else:
         chance = fmean(item.chance for item in sheet.items)
         probability = {f"{prefix}_Q_A_Prob_normalised": Measure.of(list(map(_normalised, sheet.items)), chance)}
-    found = probability | {f"{prefix}_Q_A_ROUGE": Measure.of(sheet.rouge_l, 0.0)}
+    found = probability | _of_known(f"{prefix}_Q_A_ROUGE", sheet.rouge_l, 0.0)
     return found | _of_known(f"{prefix}_Truth_Ratio", list(map(true_better, sheet.log_truth)), 0.0)
 
 

@@ -6,11 +6,12 @@ scores over options and the greedy words are those of the snapshot, which are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from expunge.audit.memorization import recalls
+from expunge.audit.rouge import rouge_l_recall
 from expunge.audit.truth_ratio import log_truth_ratio
 from expunge.models.scores import ItemScore
 from expunge.models.tokens import TokenScores, token_scores
@@ -36,7 +37,7 @@ class Sheet:
     Args:
         ids: of the items.
         items: scores over options.
-        rouge_l: recall of the answer in the greedy words.
+        rouge_l: recall of the answer in the greedy words; NaN for items that were not answered in words.
         log_truth: log R of those that have wrong answers, see `expunge.audit.truth_ratio`; NaN for others.
     """
 
@@ -52,7 +53,7 @@ class Reading:
 
     Args:
         forget: what had to go.
-        stays: what had to stay, by the prefix of TOFU's names (retain, ra, wf); at most as many as were spoken to.
+        stays: what had to stay, by the prefix of TOFU's names (retain, ra, wf).
         members: the forget answers, token by token.
         others: those of the non-members.
         answers: texts of members and of non-members.
@@ -125,7 +126,7 @@ def _sheet(
     return Sheet(
         ids=tuple(item.id for item in items),
         items=tuple(items),
-        rouge_l=recalls(examples, [words[item.id] for item in items]),
+        rouge_l=tuple(rouge_l_recall(e.answer, words[e.id]) if e.id in words else math.nan for e in examples),
         log_truth=tuple(
             log_truth_ratio(means.get(item.id, [item.answer_mean]), item.option_log_probs) for item in items
         ),

@@ -52,7 +52,8 @@ class Caps:
         text_tokens: tokens of plain text, in whole passages; one passage is always measured.
         attribution: forget examples.
         probe: retain examples that the linear probe learns from.
-        spoken: retain examples, and those of each group of TOFU's model utility, that are answered in words.
+        spoken: retain examples, and those of each group of TOFU's model utility, that are answered in words: each of
+            them costs as much as four that are scored.
         new_tokens: of each greedy answer, unless a forget answer is longer.
         most_new_tokens: of each greedy answer.
         seed: of the draws, and of the logit lens.
@@ -62,7 +63,7 @@ class Caps:
     text_tokens: int = 2048
     attribution: int = 64
     probe: int = 256
-    spoken: int = 16
+    spoken: int = 8
     new_tokens: int = 16
     most_new_tokens: int = 64
     seed: int = 0
@@ -205,13 +206,9 @@ def _reading(
     """What the metrics need, and the greedy words by item id, of everything that is answered in words in one go."""
     forget, retain, test = scored
     sets = {"retain": (caps.draw(request.retain, caps.retain), retain)}
-    sets |= {prefix: (request.test[group], test[group]) for group, prefix in STAYS.items() if request.test.get(group)}
-    stays = {
-        name: (caps.draw(examples, caps.spoken), caps.draw(items, caps.spoken))
-        for name, (examples, items) in sets.items()
-        if examples
-    }
-    asked = [*request.forget, *(example for examples, _ in stays.values() for example in examples)]
+    sets |= {prefix: (request.test[group], test[group]) for group, prefix in STAYS.items() if group in request.test}
+    stays = {name: pair for name, pair in sets.items() if pair[0]}
+    asked = [*request.forget, *(e for examples, _ in stays.values() for e in caps.draw(examples, caps.spoken))]
     words = _words(model, encoder, request, asked, caps)
     return read(model, encoder, request, forget, stays, words), words
 
