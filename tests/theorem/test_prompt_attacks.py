@@ -21,7 +21,7 @@ from expunge.data.collate import Encoder, collate
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.answers import answer_log_probs
-from expunge.models.scores import score_items
+from expunge.models.scores import greedy, score_items
 from expunge.progress import Silent
 from expunge.request import Request
 from tiny import TOWNS, make_tiny_model, make_tiny_tokenizer
@@ -196,6 +196,9 @@ def test_under_a_chat_template_the_model_has_begun_its_own_turn(request_: Reques
     by_hand = score_items(model, chat.beginning("Sure, the answer is"), request_.forget)
     assert result.curve[1].item_log_odds == tuple(item.log_odds for item in by_hand)
     assert result.curve[1].item_log_odds != result.curve[0].item_log_odds
+    assert result.best.variant.startswith("begun: ")
+    begun = chat.beginning(result.best.variant.removeprefix("begun: "))
+    assert tuple(result.samples.values()) == greedy(model, begun, [e.prompt for e in request_.forget])
 
 
 def test_translations_and_further_paraphrases_are_found_by_subject_and_answer(
