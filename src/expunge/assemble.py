@@ -18,6 +18,7 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
+from expunge.attacks.catalogue import ATTACKS, kind_of
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -141,7 +142,9 @@ def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> E
         if after.test.get(name)
     ]
     attacked = [
-        Tried(result.name, share, result.spent) for (result, _), share in zip(parts.attacks, recoveries, strict=True)
+        Tried(result.name, share, result.spent)
+        for (result, _), share in zip(parts.attacks, recoveries, strict=True)
+        if not ATTACKS[kind_of(result.name)].own_scale
     ]
     return Evidence(
         before=summarise(before.forget),

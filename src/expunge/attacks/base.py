@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -68,6 +68,7 @@ class AttackResult:
         notes: choices that a reader has to know of, in words.
         seconds: of all cells, those taken from the store included.
         rho: correlation of the attributions before and after the attack (arXiv:2509.22263), where measured.
+        outputs: everything that was said to each scored item, of an attack that counts it; untrusted text.
     """
 
     name: str
@@ -85,6 +86,7 @@ class AttackResult:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     rho: float | None = None
+    outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def first_reaching(self, log_odds: float) -> CurvePoint | None:
         """The point with the fewest examples seen at which the mean log-odds is at least `log_odds`, or None."""
@@ -144,11 +146,14 @@ class Attack(ABC):
 
     `control_only` marks an attack that can find an answer where there is no knowledge, since it searches for the answer
     itself or has the original at hand: what it brings back says something only beside the same attack on a control.
+    `own_scale` marks one whose log-odds are not the model's, so that they make no recovery with those of the original:
+    it is shown, and has no part in the verdict.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     control_only: ClassVar[bool] = False
+    own_scale: ClassVar[bool] = False
 
     def run(
         self,

@@ -15,8 +15,10 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.base import Attack
+from expunge.attacks.prompts import Prompts
 from expunge.attacks.quantise import Quantise
 from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.attacks.sampling import Sampling
 from expunge.errors import InputError, nearest
 
 ATTACKS: dict[str, Attack] = {
@@ -24,6 +26,8 @@ ATTACKS: dict[str, Attack] = {
     "relearn-related": RelearnRelated(),
     "relearn-benign": RelearnBenign(),
     "quantise": Quantise(),
+    "prompts": Prompts(),
+    "sampling": Sampling(),
 }
 
 

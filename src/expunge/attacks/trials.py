@@ -19,6 +19,7 @@ from expunge.attacks.base import Attack, Attacked, AttackResult, CurvePoint, T, 
 from expunge.attacks.budget import Budget
 from expunge.attacks.material import Material
 from expunge.attacks.weights import Weights, lent
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.models.scores import ItemScore, greedy, score_items, summarise
 
@@ -40,12 +41,14 @@ class Trial:
             the weights is put back.
         ask: the scored items in other words, in the same order and with the same ids and answers.
         spent: what finding it cost, beside being one more variant.
+        encoder: puts the questions to the model; that of the target where absent.
     """
 
     called: str
     change: Callable[[], AbstractContextManager[object]] = nullcontext
     ask: Callable[[Questions], Questions] = as_they_are
     spent: Budget = field(default_factory=Budget)
+    encoder: Encoder | None = None
 
 
 class Trials(Attack, ABC):
@@ -80,7 +83,7 @@ class Trials(Attack, ABC):
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):
                 with trial.change():
-                    scores = score_items(model, encoder, trial.ask(scored))
+                    scores = score_items(model, trial.encoder or encoder, trial.ask(scored))
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
                 point = _point(place, trial.called, scores)
@@ -89,7 +92,7 @@ class Trials(Attack, ABC):
                 curve.append(point)
                 target.progress.advance(self.name, log_odds=point.log_odds)
             with best.change():
-                said = greedy(model, encoder, [example.prompt for example in best.ask(scored)])
+                said = greedy(model, best.encoder or encoder, [example.prompt for example in best.ask(scored)])
                 probed = None if target.probe is None else target.probe(model)
         target.progress.finish(self.name)
         ids = tuple(example.id for example in scored)
