@@ -15,8 +15,12 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.base import Attack
+from expunge.attacks.mix import Mix
+from expunge.attacks.prune import Prune
 from expunge.attacks.quantise import Quantise
+from expunge.attacks.quantise_bnb import QuantiseBnb
 from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.attacks.unproject import Unproject
 from expunge.errors import InputError, nearest
 
 ATTACKS: dict[str, Attack] = {
@@ -24,6 +28,10 @@ ATTACKS: dict[str, Attack] = {
     "relearn-related": RelearnRelated(),
     "relearn-benign": RelearnBenign(),
     "quantise": Quantise(),
+    "quantise-bnb": QuantiseBnb(),
+    "prune": Prune(),
+    "mix": Mix(),
+    "unproject": Unproject(),
 }
 
 
