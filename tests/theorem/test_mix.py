@@ -43,9 +43,10 @@ def taught(model: LlamaForCausalLM, encoder: Encoder, examples: tuple[Example, .
 def test_the_weights_are_those_of_the_formula(
     dtype: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    original, model = make_tiny_model(0).to(dtype), make_tiny_model(1).to(dtype)
-    theirs, own = (dict(copy.deepcopy(each).named_parameters()) for each in (original, model))
+    """The original counts as it is in the dtype of the model that was made from it, whatever its file's."""
+    original, model = make_tiny_model(0).double(), make_tiny_model(1).to(dtype)
     read = read_weights(saved(original, tiny_tokenizer, tmp_path), model)
+    theirs, own = (dict(copy.deepcopy(each).to(dtype).named_parameters()) for each in (original, model))
     with lent(model) as weights:
         for share in (0.3, 0.0, 1.0, 0.3):
             with mixed(weights, read, share):

@@ -55,12 +55,18 @@ def test_normal_floats_are_the_nearest_levels() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_inner_matrix_is_rounded_along_its_inputs(family: str) -> None:
     model = family_model(family)
-    before = {each.name: each.matrix.clone() for each in inner_maps(model)}
     others = {n: p.clone() for n, p in model.named_parameters() if p.ndim == 1 or "emb" in n or "wte" in n}
+
+    def matrices() -> dict[str, torch.Tensor]:
+        """[outputs, inputs], which GPT-2 keeps the other way round."""
+        weights = {each.name: each.module.weight.detach().clone() for each in inner_maps(model)}
+        return {name: weight.T if family == "gpt2" else weight for name, weight in weights.items()}
+
+    before = matrices()
     assert len(before) == (14 if family == "llama" else 8) and others
     with changed(model, lambda each: rounded(each.matrix, normal_floats, 16)):
-        for each in inner_maps(model):
-            for old, new in zip(before[each.name].split(16, 1), each.matrix.split(16, 1), strict=True):
+        for name, matrix in matrices().items():
+            for old, new in zip(before[name].split(16, 1), matrix.split(16, 1), strict=True):
                 assert torch.equal(new, normal_floats(old))
     assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in others.items())
 
