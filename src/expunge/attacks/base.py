@@ -131,12 +131,16 @@ class Target(Generic[T]):
     like: AttackResult | None
     original: str | None
 
-    def load_original(self) -> PreTrainedModel:
-        """The model before unlearning, a second one in memory: let go of it soon; InputError where none is known."""
+    def require_original(self) -> str:
+        """Folder or Hub id of the model before unlearning; InputError where none is known."""
         if self.original is None:
             raise InputError("This attack needs the model before unlearning.", "original", "Leave this attack out.")
+        return self.original
+
+    def load_original(self) -> PreTrainedModel:
+        """The model before unlearning, a second one in memory: let go of it soon; errors as `require_original`."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return load_model(self.original, dtype=dtype, device=str(self.model.device)).model
+        return load_model(self.require_original(), dtype=dtype, device=str(self.model.device)).model
 
 
 class Attack(ABC):

@@ -15,10 +15,14 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.base import Attack
+from expunge.attacks.mix import Mix
 from expunge.attacks.prompts import Prompts
+from expunge.attacks.prune import Prune
 from expunge.attacks.quantise import Quantise
+from expunge.attacks.quantise_bnb import QuantiseBnb
 from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
 from expunge.attacks.sampling import Sampling
+from expunge.attacks.unproject import Unproject
 from expunge.errors import InputError, nearest
 
 ATTACKS: dict[str, Attack] = {
@@ -28,6 +32,10 @@ ATTACKS: dict[str, Attack] = {
     "quantise": Quantise(),
     "prompts": Prompts(),
     "sampling": Sampling(),
+    "quantise-bnb": QuantiseBnb(),
+    "prune": Prune(),
+    "mix": Mix(),
+    "unproject": Unproject(),
 }
 
 

@@ -7,6 +7,7 @@ with their number.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ class Trials(Attack, ABC):
         material = Material((), target.request.forget)
         material.require_scorable(self.name)
         scored, total = material.scored, self.count(target)
-        best, spent = Trial("as it is"), Budget()
+        best, spent, silent = Trial("as it is"), Budget(), []
         with lent(model) as weights:
             start = items = score_items(model, encoder, scored)
             curve = [_point(0, best.called, start)]
@@ -87,10 +88,13 @@ class Trials(Attack, ABC):
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
                 point = _point(place, trial.called, scores)
+                target.progress.advance(self.name, log_odds=point.log_odds)
+                if not math.isfinite(point.log_odds):
+                    silent.append(f"{trial.called} leaves a model whose answers have no number.")
+                    continue
                 if point.log_odds > max(earlier.log_odds for earlier in curve):
                     best, items = trial, scores
                 curve.append(point)
-                target.progress.advance(self.name, log_odds=point.log_odds)
             with best.change():
                 said = greedy(model, best.encoder or encoder, [example.prompt for example in best.ask(scored)])
                 probed = None if target.probe is None else target.probe(model)
@@ -109,7 +113,7 @@ class Trials(Attack, ABC):
             samples=dict(zip(ids, said, strict=True)),
             allowed=self.allowance(target),
             spent=spent,
-            notes=self.notes(target),
+            notes=(*self.notes(target), *silent),
             seconds=time.perf_counter() - began,
         )
         return Attacked(result, probed)

@@ -22,12 +22,12 @@ from torch import Tensor
 from expunge import __version__
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
-from expunge.audit.utility import passages
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting
 from expunge.continual.relearning import SETTINGS, relearn
 from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
+from expunge.data.sources import passages
 from expunge.errors import InputError
 from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
