@@ -45,7 +45,7 @@ class Prune(Trials):
     """Magnitude and Wanda pruning.
 
     Args:
-        criteria: what makes a weight matter.
+        criteria: what makes a weight matter, magnitude or wanda.
         sparsities: shares of the weights that go; each is tried with each criterion.
         tokens: of calibration text, at most: the request's retain examples, or bundled passages where it has none.
     """

@@ -45,7 +45,7 @@ class Quantise(Trials):
     Args:
         bits: of a weight with equally spaced levels, 2 to 8; each is tried with each group size.
         groups: inputs that share a scale; a last, smaller group takes what is left.
-        nf4: likewise for NF4, which is tried with these only; none where empty.
+        nf4: group sizes of NF4, whose 4 bits lie at the quantiles of a normal distribution; none where empty.
     """
 
     bits: tuple[int, ...] = (8, 4)

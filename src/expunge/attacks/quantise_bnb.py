@@ -37,7 +37,7 @@ class QuantiseBnb(Trials):
     """Round the weights as bitsandbytes does.
 
     Args:
-        formats: each is one trial.
+        formats: nf4, fp4 or int8; each is one trial.
     """
 
     formats: tuple[Format, ...] = ("nf4", "int8")
