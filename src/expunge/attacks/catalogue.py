@@ -14,9 +14,12 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from expunge.attacks.ablate import AblateDirection, SteerBack
 from expunge.attacks.base import Attack
+from expunge.attacks.pgd import PGD
 from expunge.attacks.quantise import Quantise
 from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.attacks.suffix import Suffix
 from expunge.errors import InputError, nearest
 
 ATTACKS: dict[str, Attack] = {
@@ -24,6 +27,10 @@ ATTACKS: dict[str, Attack] = {
     "relearn-related": RelearnRelated(),
     "relearn-benign": RelearnBenign(),
     "quantise": Quantise(),
+    "ablate-direction": AblateDirection(),
+    "steer-back": SteerBack(),
+    "pgd": PGD(),
+    "suffix": Suffix(),
 }
 
 
