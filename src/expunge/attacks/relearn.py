@@ -24,12 +24,11 @@ from pydantic import TypeAdapter
 
 from expunge.attacks.base import Attack, Attacked, AttackResult, T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.material import Material
+from expunge.attacks.material import Material, same_split, split
 from expunge.attacks.sweep import Cell, Effort, Sweep, leader
 from expunge.attacks.weights import lent
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.data.order import permutation
 from expunge.data.sources import read_examples
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, score_items, summarise
@@ -151,7 +150,7 @@ class RelearnHarmful(Relearn):
     ) -> Material:
         """A seeded part of the pool, and the rest of it; the split of `like` where given."""
         if like is not None:
-            return _same_split(request, like)
+            return same_split(request, like.trained_ids, like.held_out_ids)
         pool, notes = self._pool(request, before)
         if len(pool) < 2:
             raise InputError(
@@ -161,9 +160,7 @@ class RelearnHarmful(Relearn):
 
     def split(self, facts: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """What is trained on, at least one fact, and the rest, at least one if there are two."""
-        part = min(max(1, round(self.fraction * len(facts))), max(1, len(facts) - 1))
-        order = permutation(len(facts), f"{self.split_seed}/relearn-harmful")
-        return tuple(facts[i] for i in order[:part]), tuple(facts[i] for i in sorted(order[part:]))
+        return split(facts, self.fraction, f"{self.split_seed}/relearn-harmful")
 
     def _pool(self, request: Request, before: Sequence[ItemScore]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
         if self.pool == "all":
@@ -221,13 +218,3 @@ def bundled_instructions(encoder: Encoder) -> tuple[Example, ...]:
     """The 96 instructions that come with the package, as prompts for `encoder`."""
     with as_file(files("expunge.data") / "texts" / "instructions.jsonl") as path:
         return read_examples(path, question=encoder.question)
-
-
-def _same_split(request: Request, like: AttackResult) -> Material:
-    """The forget items that `like` trained on and held out."""
-    by_id = {example.id: example for example in request.forget}
-    missing = [i for i in (*like.trained_ids, *like.held_out_ids) if i not in by_id]
-    if missing:
-        raise InputError("The other result is about another request.", missing[0], "Attack both with one request.")
-    train, scored = (tuple(by_id[i] for i in ids) for ids in (like.trained_ids, like.held_out_ids))
-    return Material(train, scored, ("The split is that of the attack on the unlearned model.",))

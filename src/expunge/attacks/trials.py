@@ -63,6 +63,10 @@ class Trials(Attack, ABC):
     def trials(self, target: Target[T], weights: Weights) -> Iterator[Trial]:
         """The trials, one after another; the model is untouched whenever the next one is asked for."""
 
+    def material(self, target: Target[T]) -> Material:
+        """Nothing to train on, and all forget items."""
+        return Material((), target.request.forget)
+
     def allowance(self, target: Target[T]) -> Budget:
         """The most that all trials can spend."""
         return Budget(variants=self.count(target))
@@ -74,7 +78,7 @@ class Trials(Attack, ABC):
     def launch(self, target: Target[T]) -> Attacked[T]:
         """A trial is scored as fast as it would be read back, so none is kept in `cells`."""
         model, encoder, began = target.model, target.encoder, time.perf_counter()
-        material = Material((), target.request.forget)
+        material = self.material(target)
         material.require_scorable(self.name)
         scored, total = material.scored, self.count(target)
         best, spent, silent = Trial("as it is"), Budget(), []
@@ -108,12 +112,12 @@ class Trials(Attack, ABC):
             best=max(curve, key=lambda point: point.log_odds),
             best_accuracy=max(curve, key=lambda point: point.accuracy),
             items=tuple(items),
-            trained_ids=(),
+            trained_ids=tuple(example.id for example in material.train),
             held_out_ids=ids,
             samples=dict(zip(ids, said, strict=True)),
             allowed=self.allowance(target),
             spent=spent,
-            notes=(*self.notes(target), *silent),
+            notes=(*material.notes, *self.notes(target), *silent),
             seconds=time.perf_counter() - began,
         )
         return Attacked(result, probed)

@@ -10,15 +10,16 @@ from itertools import takewhile
 from statistics import fmean
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from expunge.data.collate import Encoder
+from expunge.data.collate import Encoded, Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.answers import evaluating
-from expunge.models.architecture import readout
-from expunge.models.candidates import LogProb, candidate_log_probs, padded
+from expunge.models.architecture import Readout, readout
+from expunge.models.candidates import LogProb, candidate_log_probs, candidate_totals, padded
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,25 @@ def log_odds(answer_mean: float, option_log_probs: Sequence[float]) -> float:
     return answer_mean - top - math.log(fmean(math.exp(value - top) for value in option_log_probs))
 
 
+def choices(encoder: Encoder, example: Example) -> list[Encoded]:
+    """The answer, then the options, each after the prompt."""
+    return [encoder.encode(example.prompt, text) for text in (example.answer, *example.options)]
+
+
+def log_odds_of(
+    model: PreTrainedModel, read: Readout, groups: Sequence[Sequence[Encoded]], pad_id: int
+) -> Float[Tensor, " groups"]:
+    """The log-odds of `choices`, each with one option at least, in the graph where there is one."""
+    totals, tokens = candidate_totals(model, read, groups, pad_id)
+    return grouped_log_odds(totals / torch.tensor(tokens), [len(group) for group in groups])
+
+
+def grouped_log_odds(means: Float[Tensor, " members"], sizes: Sequence[int]) -> Float[Tensor, " groups"]:
+    """Log-odds of groups of per-token means, the answer's first in each and one option at least behind it."""
+    groups = torch.split(means, list(sizes))
+    return torch.stack([group[0] - group[1:].logsumexp(0) + math.log(len(group) - 1) for group in groups])
+
+
 def score_items(
     model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example], batch_size: int = 32
 ) -> tuple[ItemScore, ...]:
@@ -76,9 +96,7 @@ def score_items(
     Raises:
         InputError: an answer or option tokenises to nothing.
     """
-    groups = [
-        [encoder.encode(example.prompt, text) for text in (example.answer, *example.options)] for example in examples
-    ]
+    groups = [choices(encoder, example) for example in examples]
     order = sorted(range(len(groups)), key=lambda i: -len(groups[i][0].ids))
     read = readout(model)
     found: dict[int, list[LogProb]] = {}
