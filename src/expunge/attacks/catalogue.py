@@ -16,12 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.base import Attack
 from expunge.attacks.quantise import Quantise
-from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated, RelearnSyntactic
 from expunge.errors import InputError, nearest
 
 ATTACKS: dict[str, Attack] = {
     "relearn-harmful": RelearnHarmful(),
     "relearn-related": RelearnRelated(),
+    "relearn-syntactic": RelearnSyntactic(),
     "relearn-benign": RelearnBenign(),
     "quantise": Quantise(),
 }

@@ -73,17 +73,21 @@ class Trials(Attack, ABC):
         material = Material((), target.request.forget)
         material.require_scorable(self.name)
         scored, total = material.scored, self.count(target)
+        # An attack that searches for an answer finds one for a twin too, and must search anew for it.
+        twinned = {} if self.control_only else target.twinned(scored)
+        twins = tuple(twinned.values())
         best, spent = Trial("as it is"), Budget()
         with lent(model) as weights:
             start = items = score_items(model, encoder, scored)
-            curve = [_point(0, best.called, start)]
+            curve = [_point(0, best.called, start, score_items(model, encoder, twins))]
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):
                 with trial.change():
                     scores = score_items(model, encoder, trial.ask(scored))
+                    guesses = score_items(model, encoder, trial.ask(twins)) if twins else ()
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
-                point = _point(place, trial.called, scores)
+                point = _point(place, trial.called, scores, guesses)
                 if point.log_odds > max(earlier.log_odds for earlier in curve):
                     best, items = trial, scores
                 curve.append(point)
@@ -108,11 +112,12 @@ class Trials(Attack, ABC):
             spent=spent,
             notes=self.notes(target),
             seconds=time.perf_counter() - began,
+            twin_ids={item: one.id for item, one in twinned.items()},
         )
         return Attacked(result, probed)
 
 
-def _point(place: int, called: str, items: Sequence[ItemScore]) -> CurvePoint:
+def _point(place: int, called: str, items: Sequence[ItemScore], twins: Sequence[ItemScore]) -> CurvePoint:
     scores = summarise(items)
-    odds = tuple(item.log_odds for item in items)
-    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called)
+    odds, guesses = (tuple(item.log_odds for item in each) for each in (items, twins))
+    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called, guesses)
