@@ -109,7 +109,7 @@ def recovery(
         return plain
     if why := _unfit(attacked, twins):
         return replace(plain, note=f"{why} Recovery is measured against ignorance.")
-    return _larger(plain, _lead(attacked, original, twins, level, seed))
+    return _larger(plain, lead(attacked, original, twins, level=level, seed=seed))
 
 
 def _recovery(
@@ -148,10 +148,15 @@ def _recovery(
     )
 
 
-def _lead(
-    attacked: AttackResult, original: Sequence[ItemScore], twins: Mapping[str, ItemScore], level: float, seed: int
+def lead(
+    attacked: AttackResult,
+    original: Sequence[ItemScore],
+    twins: Mapping[str, ItemScore],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Recovery:
-    """R of the lead of the items over their twins, without an accuracy."""
+    """R against the twins alone, whatever they are worth, without an accuracy; arguments as those of `recovery`."""
     ids = list(attacked.twin_ids)
     if missing := [i for i in ids if i not in twins or twins[i].id != attacked.twin_ids[i]]:
         raise InputError("The attack scored other twins.", missing[0], "Run `expunge attack` again.")
@@ -159,7 +164,7 @@ def _lead(
     points = [(p, np.array(p.item_log_odds)[columns], np.array(p.twin_log_odds)) for p in attacked.curve]
     leads = [float((now - never).mean()) for _, now, never in points]
     seeds = dict.fromkeys(point.seed for point in attacked.curve)
-    peaks = [max((lead, n) for n, lead in enumerate(leads) if points[n][0].seed == seed)[1] for seed in seeds]
+    peaks = [max((n for n, (p, *_) in enumerate(points) if p.seed == s), key=leads.__getitem__) for s in seeds]
     tables = Tables(
         now=np.array([points[n][1] for n in peaks]),
         never=np.array([points[n][2] for n in peaks]),
@@ -174,20 +179,20 @@ def _lead(
         control=MADE_UP,
         control_log_odds=float(tables.never.mean()),
         control_accuracy=attacked.start.chance,
-        curve=tuple(_ratio(lead, tables.scale, LEAST_KNOWLEDGE) for lead in leads),
+        curve=tuple(_ratio(each, tables.scale, LEAST_KNOWLEDGE) for each in leads),
     )
 
 
-def _larger(plain: Recovery, lead: Recovery) -> Recovery:
+def _larger(plain: Recovery, ahead: Recovery) -> Recovery:
     """What came back by the control that says more, bound by bound; accuracy is always over chance."""
-    if not lead.known:
+    if not ahead.known:
         return plain
     return replace(
-        lead if lead.value > plain.value else plain,
-        low=max(plain.low, lead.low),
-        high=max(plain.high, lead.high),
+        ahead if ahead.value > plain.value else plain,
+        low=max(plain.low, ahead.low),
+        high=max(plain.high, ahead.high),
         accuracy=plain.accuracy,
-        curve=tuple(map(max, plain.curve, lead.curve)),
+        curve=tuple(map(max, plain.curve, ahead.curve)),
     )
 
 

@@ -72,10 +72,9 @@ def twins(examples: Sequence[Example], seed: int = 0, *, besides: Iterable[Examp
     """
     taken = {word for example in (*examples, *besides) for word in (*_words(example), _key(example.subject))}
     names: dict[str, str | None] = {}
-    for example in examples:
-        if (key := _key(example.subject)) not in names:
-            names[key] = name = _invent(_core(example.subject), Random(f"{seed}/{key}"), taken)
-            taken |= {_key(name), *_all_words(name)} if name else set()
+    for key, subject in sorted({_key(example.subject): _core(example.subject) for example in examples}.items()):
+        names[key] = name = _invent(subject, Random(f"{seed}/{key}"), taken)
+        taken |= {_key(name), *_all_words(name)} if name else set()
     return tuple(_twin(example, names[_key(example.subject)]) for example in examples)
 
 
