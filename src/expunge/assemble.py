@@ -20,7 +20,7 @@ from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
 from expunge.attacks.catalogue import ATTACKS, kind_of
 from expunge.audit.attribution import Attribution
-from expunge.audit.control import Recovery, recovery, residual
+from expunge.audit.control import MADE_UP, Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
 from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
@@ -35,10 +35,14 @@ from expunge.report import record as schema
 from expunge.request import RETAIN_GROUPS, Request
 from expunge.unlearning.methods import Method
 
-Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
+Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
 SENTENCES: dict[Kind, str] = {
     "gold model": "The control was trained like the original, never saw the forgotten facts, and was attacked alike.",
+    "made-up subjects": (
+        "The control is the same questions about subjects that do not exist, put to the attacked model at the same "
+        "moment or, where more is recovered that way, ignorance (log-odds 0, accuracy at chance)."
+    ),
     "log-odds 0 and chance accuracy": (
         "No model that never knew these facts is at hand: recovery is measured against ignorance (log-odds 0, accuracy "
         "at chance), which part of what any model would guess after the attack counts as recovered."
@@ -72,10 +76,9 @@ class Parts:
 def assemble(parts: Parts) -> schema.Record:
     """The record; the verdict is decided here, from the evidence in it."""
     before, after = parts.before.snapshot, parts.after.snapshot
-    recoveries = [recovery(result, before.forget, control) for result, control in parts.attacks]
+    recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control)
     verdict = decide(_evidence(parts, recoveries, left))
-    kind: Kind = "gold model" if parts.control is not None else "log-odds 0 and chance accuracy"
     strongest = _strongest(parts, verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
@@ -91,7 +94,7 @@ def assemble(parts: Parts) -> schema.Record:
         attacks=tuple(
             _attack(result, control, share) for (result, control), share in zip(parts.attacks, recoveries, strict=True)
         ),
-        control=schema.Control(kind=kind, sentence=SENTENCES[kind]),
+        control=_control(parts, recoveries),
         influence=_influence(before.attribution, after.attribution, "probability"),
         influence_log_odds=_influence(before.attribution, after.attribution, "log_odds"),
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
@@ -126,6 +129,16 @@ def assemble(parts: Parts) -> schema.Record:
         ),
         model=parts.before.part,
     )
+
+
+def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
+    kind: Kind = "log-odds 0 and chance accuracy"
+    if parts.control is not None:
+        kind = "gold model"
+    elif any(share.control == MADE_UP for share in recoveries):
+        kind = "made-up subjects"
+    notes = dict.fromkeys(share.note for share in recoveries if share.note)
+    return schema.Control(kind=kind, sentence=" ".join((SENTENCES[kind], *notes)))
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> Evidence:

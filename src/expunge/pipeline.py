@@ -25,6 +25,8 @@ from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
 from expunge.audit.verdict import at_or_below
 from expunge.data.collate import Encoder
+from expunge.data.example import Example
+from expunge.data.twins import scored_twins
 from expunge.errors import InputError, VerdictBelow, nearest
 from expunge.folder import RunFolder, read_json
 from expunge.measure import Measured, encoder_of, measure, score_forget
@@ -172,7 +174,8 @@ def attack(
     chosen = _attacks(recipe, request, names, settings or {})
     source = read_json(folder.source)
     work = partial(_attack_model, recipe=recipe, request=request, chosen=chosen, original=source["model"])
-    results = work(str(folder.model), folder=folder.attacks, progress=progress, probed=True)
+    twins = None if source.get("control") else scored_twins(request)
+    results = work(str(folder.model), folder=folder.attacks, progress=progress, probed=True, twins=twins)
     if source.get("control"):
         told = Named(progress or Silent(), "control")
         work(source["control"], folder=folder.control_attacks, like=results, progress=told)
@@ -329,9 +332,10 @@ def _attack_model(
     original: str | None = None,
     like: Mapping[str, AttackResult] | None = None,
     probed: bool = False,
+    twins: Mapping[str, Example] | None = None,
 ) -> dict[str, AttackResult]:
     """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
-    which was made from `original`.
+    which was made from `original`; `twins` are scored beside the items.
 
     With `probed` the results say what an attack changed inside (rho).
     """
@@ -349,6 +353,7 @@ def _attack_model(
             cells=folder / "cells",
             like=like[name] if like else None,
             original=original,
+            twins=twins,
         )
         if seen is not None and before is not None:
             result = replace(result, rho=rho(before, seen))

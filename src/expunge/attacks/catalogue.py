@@ -22,7 +22,7 @@ from expunge.attacks.prompts import Prompts
 from expunge.attacks.prune import Prune
 from expunge.attacks.quantise import Quantise
 from expunge.attacks.quantise_bnb import QuantiseBnb
-from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated, RelearnSyntactic
 from expunge.attacks.sampling import Sampling
 from expunge.attacks.suffix import Suffix
 from expunge.attacks.unproject import Unproject
@@ -31,6 +31,7 @@ from expunge.errors import InputError, nearest
 ATTACKS: dict[str, Attack] = {
     "relearn-harmful": RelearnHarmful(),
     "relearn-related": RelearnRelated(),
+    "relearn-syntactic": RelearnSyntactic(),
     "relearn-benign": RelearnBenign(),
     "quantise": Quantise(),
     "prompts": Prompts(),

@@ -81,17 +81,22 @@ class Trials(Attack, ABC):
         material = self.material(target)
         material.require_scorable(self.name)
         scored, total = material.scored, self.count(target)
+        # An attack that searches for an answer finds one for a twin too, and must search anew for it.
+        twinned = {} if self.control_only else target.twinned(scored)
+        twins = tuple(twinned.values())
         best, spent, silent = Trial("as it is"), Budget(), []
         with lent(model) as weights:
             start = items = score_items(model, encoder, scored)
-            curve = [_point(0, best.called, start)]
+            curve = [_point(0, best.called, start, score_items(model, encoder, twins))]
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):
                 with trial.change():
-                    scores = score_items(model, trial.encoder or encoder, trial.ask(scored))
+                    read = trial.encoder or encoder
+                    scores = score_items(model, read, trial.ask(scored))
+                    guesses = score_items(model, read, trial.ask(twins)) if twins else ()
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
-                point = _point(place, trial.called, scores)
+                point = _point(place, trial.called, scores, guesses)
                 target.progress.advance(self.name, log_odds=point.log_odds)
                 if not math.isfinite(point.log_odds):
                     silent.append(f"{trial.called} leaves a model whose answers have no number.")
@@ -119,11 +124,12 @@ class Trials(Attack, ABC):
             spent=spent,
             notes=(*material.notes, *self.notes(target), *silent),
             seconds=time.perf_counter() - began,
+            twin_ids={item: one.id for item, one in twinned.items()},
         )
         return Attacked(result, probed)
 
 
-def _point(place: int, called: str, items: Sequence[ItemScore]) -> CurvePoint:
+def _point(place: int, called: str, items: Sequence[ItemScore], twins: Sequence[ItemScore]) -> CurvePoint:
     scores = summarise(items)
-    odds = tuple(item.log_odds for item in items)
-    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called)
+    odds, guesses = (tuple(item.log_odds for item in each) for each in (items, twins))
+    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called, guesses)
