@@ -227,7 +227,23 @@ def test_translations_and_further_paraphrases_are_found_by_subject_and_answer(
         "paraphrase 2": [plain[0], "the town bob lives in :", *plain[2:]],
     }
     assert attack.notes(target) == ()
-    assert len(list(make_attack("prompts", {"wordings": 1, "kinds": ["paraphrase"]}).trials(target, None))) == 1  # type: ignore[arg-type]
+    assert (
+        len(
+            list(
+                make_attack("prompts", {"wordings": 1, "kinds": ["paraphrase"]}).trials(target, Weights(tiny_model, {}))
+            )
+        )
+        == 1
+    )
+
+
+def test_a_question_that_may_ask_for_either_of_two_facts_asks_for_none(
+    tiny_model: LlamaForCausalLM, encoder: Encoder
+) -> None:
+    forget = tuple(Example(prompt, "lima", ("oslo",)) for prompt in ("w1 w2", "w3 w4"))
+    request = Request(forget=forget, test={"translation": (Example("w5 w6", "lima"),)})
+    attack = make_attack("prompts", {"kinds": ["translation"]})
+    assert "no test group" in attack.notes(aimed(tiny_model, encoder, request))[0]
 
 
 def test_kinds_without_data_are_left_out_and_said(
