@@ -21,6 +21,7 @@ from expunge.attacks.ablate import without_direction
 from expunge.attacks.base import AttackResult, Target
 from expunge.attacks.budget import Budget
 from expunge.attacks.pgd import PGD, _slope, ascended
+from expunge.attacks.search import Goal
 from expunge.attacks.weights import Weights
 from expunge.audit.planted import Suppressor, plant
 from expunge.data.collate import Encoder, collate
@@ -29,7 +30,7 @@ from expunge.errors import InputError
 from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import describe
 from expunge.models.hooks import RESIDUAL, recording
-from expunge.models.scores import choices, log_odds_of, score_items, summarise
+from expunge.models.scores import score_items, summarise
 from expunge.progress import Silent
 from expunge.request import Request
 from families import family_model
@@ -179,7 +180,8 @@ def test_a_direction_taken_out_by_hand() -> None:
     once = without_direction(states, direction)
     assert torch.allclose(once, torch.tensor([[0.0, 0.0, 1.0], [-4.0, 3.0, 2.0]]), atol=1e-6)
     assert torch.allclose(without_direction(once, direction), once, atol=1e-6)
-    assert torch.allclose(without_direction(states, -7 * direction), once, atol=1e-6)
+    for scale in (-7, 1e-6, 1e6):
+        assert torch.allclose(without_direction(states, scale * direction), once, atol=1e-6)
     assert torch.equal(without_direction(states, torch.zeros(3)), states)
 
 
@@ -200,23 +202,21 @@ def test_the_ascent_stays_in_its_ball_and_finds_the_top_of_a_slope() -> None:
         assert torch.allclose(delta, 1.5 * slope / slope.norm(), atol=1e-6)
 
 
-def test_the_slope_is_the_derivative_by_the_push() -> None:
+def test_the_slope_is_the_derivative_by_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against differences in float64, of a model whose block has a bias at every position (a Llama's norm is fp32)."""
     model = family_model("gpt2").double()
-    arch, groups = describe(model), [choices(ENCODER, example) for example in FACTS[:3]]
-
-    def value() -> torch.Tensor:
-        return log_odds_of(model, arch, groups, ENCODER.pad_id).mean()
-
+    arch, goal = describe(model), Goal(model, ENCODER, FACTS[:3])
+    groups = goal.groups(goal.facts)
+    monkeypatch.setattr(expunge.attacks.search, "CLIMBED", 2)
     push = 0.1 * torch.randn(32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    slope = _slope(arch, 0, value, push)
+    slope = _slope(goal, groups, arch, 0, push)
     bias = model.get_parameter("transformer.h.0.mlp.c_proj.bias")
     own = bias.detach().clone()
 
     def moved(direction: torch.Tensor) -> float:
         with torch.no_grad():
             bias.copy_(own + push + direction)
-            return value().item()
+            return goal.values([groups])[0]
 
     steps = 1e-6 * torch.eye(32, dtype=torch.float64)
     differences = [(moved(step) - moved(-step)) / 2e-6 for step in steps]

@@ -11,7 +11,7 @@ prompt and can spell out any answer, which one for all cannot. A suppressor that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.search import Goal, Search
+from expunge.attacks.search import Goal, Groups, Search
 from expunge.attacks.trials import Trial
 from expunge.attacks.weights import Weights
 from expunge.errors import InputError
@@ -90,10 +90,9 @@ class PGD(Search):
         spent = Budget(queries=self.eval_every * len(facts))
         for block, radius in product(self._blocks(target), self.radii):
             ball = radius * norms[block].item()
-            climb = partial(_slope, arch, block, lambda: goal.of(groups).mean())
             delta = torch.zeros(target.model.config.hidden_size, dtype=target.model.dtype, device=target.model.device)
             for step in range(1, self.steps + 1):
-                delta = ascended(delta, climb(delta), self.rate * ball, ball)
+                delta = ascended(delta, _slope(goal, groups, arch, block, delta), self.rate * ball, ball)
                 if step % self.eval_every == 0:
                     called = f"block {block}, radius {radius:g}, {step} steps"
                     yield Trial(called, partial(pushed, arch, block, delta), spent=spent)
@@ -117,9 +116,8 @@ def ascended(delta: Push, slope: Push, step: float, radius: float) -> Push:
     return inside
 
 
-def _slope(arch: Architecture, block: int, value: Callable[[], Tensor], delta: Push) -> Push:
-    """Derivative of `value` by the push."""
+def _slope(goal: Goal, groups: Groups, arch: Architecture, block: int, delta: Push) -> Push:
+    """dL / d delta."""
     free = delta.detach().requires_grad_()
-    with torch.enable_grad(), pushed(arch, block, free):
-        (slope,) = torch.autograd.grad(value(), free)
-    return slope
+    with pushed(arch, block, free):
+        return goal.slope(groups, free)

@@ -14,17 +14,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.material import Material, same_split, split
-from expunge.attacks.trials import Trials
+from expunge.attacks.trials import Questions, Trials
 from expunge.data.collate import Encoded, Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.architecture import readout
 from expunge.models.scores import choices, log_odds_of
+
+Groups = Sequence[Sequence[Encoded]]
+"""The answer and the options of each question."""
+
+READ, CLIMBED = 64, 16
+"""Questions that are read at once, without and with a graph."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,28 @@ class Goal:
     encoder: Encoder
     facts: tuple[Example, ...]
 
-    def groups(self, facts: Sequence[Example]) -> list[list[Encoded]]:
-        """The answer and the options of each fact."""
+    def groups(self, facts: Questions) -> Groups:
+        """What is read of each."""
         return [choices(self.encoder, fact) for fact in facts]
 
-    def of(self, groups: Sequence[Sequence[Encoded]]) -> Tensor:
-        """[groups] log-odds; in the graph where gradients are on."""
+    @torch.no_grad()
+    def values(self, many: Sequence[Groups]) -> list[float]:
+        """L of each."""
+        if not many:
+            return []
+        flat = [group for groups in many for group in groups]
+        odds = [self._odds(flat[start : start + READ]) for start in range(0, len(flat), READ)]
+        means: list[float] = torch.cat(odds).view(len(many), -1).double().mean(1).tolist()
+        return means
+
+    @torch.enable_grad()
+    def slope(self, groups: Groups, free: Tensor) -> Tensor:
+        """dL / dfree, for what `free` does to the model at the moment."""
+        total = torch.zeros_like(free)
+        for start in range(0, len(groups), CLIMBED):
+            value = self._odds(groups[start : start + CLIMBED]).sum() / len(groups)
+            total += torch.autograd.grad(value, free)[0]
+        return total
+
+    def _odds(self, groups: Groups) -> Tensor:
         return log_odds_of(self.model, readout(self.model), groups, self.encoder.pad_id)

@@ -29,17 +29,12 @@ from torch import Tensor, nn
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.search import Goal, Search
+from expunge.attacks.search import Goal, Groups, Search
 from expunge.attacks.trials import Questions, Trial
 from expunge.attacks.weights import Weights
-from expunge.data.collate import Encoded
 from expunge.errors import InputError
 
 Ids = tuple[int, ...]
-Groups = Sequence[Sequence[Encoded]]
-
-ROWS = 64
-"""Questions that are read at once."""
 
 TRIES = 400
 """Tokens that are tried at most for one place of the first suffix."""
@@ -133,12 +128,12 @@ class Hunt:
             if longer is None:
                 raise InputError("No suffix survives this tokenizer.", f"length={length}", "Leave this attack out.")
             ids, groups = longer
-        return Found(ids, self.text(ids), groups, *self.values([groups]))
+        return Found(ids, self.text(ids), groups, *self.goal.values([groups]))
 
     def improved(self, now: Found, candidates: int, top_k: int, random: Random) -> tuple[Found, int]:
         """The best of some swaps, or `now` where none is better; and how many were compared."""
         swaps = list(islice(self._swaps(now, top_k, random), candidates))
-        values = self.values([groups for _, groups in swaps])
+        values = self.goal.values([groups for _, groups in swaps])
         best = max(range(len(swaps)), key=values.__getitem__, default=None)
         if best is None or values[best] <= now.value:
             return now, len(swaps)
@@ -177,18 +172,10 @@ class Hunt:
 
         handle = table.register_forward_hook(shift)
         try:
-            with torch.enable_grad():
-                (slope,) = torch.autograd.grad(self.goal.of(now.groups).mean(), free)
+            slope = self.goal.slope(now.groups, free)
         finally:
             handle.remove()
         return (slope @ weight.detach().T).float().cpu()
-
-    @torch.no_grad()
-    def values(self, many: Sequence[Groups]) -> list[float]:
-        """L of each."""
-        flat = [group for groups in many for group in groups]
-        odds = [self.goal.of(flat[start : start + ROWS]) for start in range(0, len(flat), ROWS)]
-        return torch.cat(odds).view(len(many), -1).double().mean(1).tolist() if many else []
 
     def groups(self, ids: Ids) -> Groups | None:
         """The questions searched on with the suffix behind them; None where its text is not read as these tokens."""
