@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from transformers import LlamaForCausalLM
 
 from expunge.attacks import make_attack
-from expunge.attacks.base import AttackResult
+from expunge.attacks.base import AttackResult, Target
 from expunge.attacks.quantise import Quantise
+from expunge.attacks.trials import Trial
+from expunge.attacks.weights import Weights
 from expunge.audit.control import MADE_UP, lead, recovery
 from expunge.audit.planted import Suppressor, plant
 from expunge.data.twins import scored_twins, trained_twins
@@ -159,3 +162,19 @@ def test_attacks_that_search_for_an_answer_have_no_twins(knowing: LlamaForCausal
 
     result = Searching(bits=(8,), groups=(32,)).run(knowing, ENCODER, REQUEST, twins=TWINS).result
     assert not result.twin_ids and all(p.twin_log_odds == () for p in result.curve)
+
+
+def test_a_reworded_item_has_a_reworded_twin(knowing: LlamaForCausalLM) -> None:
+    """Words in which the items are asked, by their ids or by a rule, are those of their twins."""
+    wordings = {e.id: f"in the town {e.prompt}" for e in FACTS}
+
+    class Reworded(Quantise):
+        def trials(self, target: Target[object], weights: Weights) -> Iterator[Trial]:
+            yield Trial("as it is, again")
+            yield Trial("told", ask=lambda items: [replace(e, prompt=wordings[e.id]) for e in items])
+
+    result = Reworded(bits=(8,), groups=(32, 64)).run(knowing, ENCODER, REQUEST, twins=TWINS).result
+    plain, again, told = (p.twin_log_odds for p in result.curve)
+    reworded = [replace(e, prompt=f"in the town {e.prompt}") for e in TWINS.values()]
+    assert plain == again
+    assert told == tuple(item.log_odds for item in score_items(knowing, ENCODER, reworded)) != plain

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from expunge.attacks.budget import Budget
 from expunge.attacks.material import Material
 from expunge.attacks.weights import Weights, lent
 from expunge.data.example import Example
+from expunge.data.twins import asked_alike
 from expunge.models.scores import ItemScore, greedy, score_items, summarise
 
 Questions = Sequence[Example]
@@ -75,16 +76,16 @@ class Trials(Attack, ABC):
         scored, total = material.scored, self.count(target)
         # An attack that searches for an answer finds one for a twin too, and must search anew for it.
         twinned = {} if self.control_only else target.twinned(scored)
-        twins = tuple(twinned.values())
         best, spent = Trial("as it is"), Budget()
         with lent(model) as weights:
             start = items = score_items(model, encoder, scored)
-            curve = [_point(0, best.called, start, score_items(model, encoder, twins))]
+            curve = [_point(0, best.called, start, score_items(model, encoder, list(twinned.values())))]
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):
                 with trial.change():
-                    scores = score_items(model, encoder, trial.ask(scored))
-                    guesses = score_items(model, encoder, trial.ask(twins)) if twins else ()
+                    asked = trial.ask(scored)
+                    scores = score_items(model, encoder, asked)
+                    guesses = score_items(model, encoder, _twins_asked(asked, scored, twinned))
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
                 point = _point(place, trial.called, scores, guesses)
@@ -115,6 +116,12 @@ class Trials(Attack, ABC):
             twin_ids={item: one.id for item, one in twinned.items()},
         )
         return Attacked(result, probed)
+
+
+def _twins_asked(asked: Questions, scored: Questions, twinned: Mapping[str, Example]) -> list[Example]:
+    """The twins, in the words in which their items are asked."""
+    pairs = zip(asked, scored, strict=True)
+    return [asked_alike(words, item, twinned[item.id]) for words, item in pairs if item.id in twinned]
 
 
 def _point(place: int, called: str, items: Sequence[ItemScore], twins: Sequence[ItemScore]) -> CurvePoint:
