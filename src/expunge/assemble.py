@@ -20,7 +20,7 @@ from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
 from expunge.attacks.catalogue import ATTACKS, kind_of
 from expunge.audit.attribution import Attribution
-from expunge.audit.control import MADE_UP, Recovery, recovery, residual
+from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
 from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
@@ -135,7 +135,7 @@ def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
     kind: Kind = "log-odds 0 and chance accuracy"
     if parts.control is not None:
         kind = "gold model"
-    elif any(share.control == MADE_UP for share in recoveries):
+    elif any(result.twin_ids and not share.note for (result, _), share in zip(parts.attacks, recoveries, strict=True)):
         kind = "made-up subjects"
     notes = dict.fromkeys(share.note for share in recoveries if share.note)
     return schema.Control(kind=kind, sentence=" ".join((SENTENCES[kind], *notes)))

@@ -1,68 +1,37 @@
-"""Planted truths for made-up twins: what guessing gives, in models that hide, never knew, or try to look as if.
-
-The world is made for it: every subject lives in one of eight towns, four of which are answers of the facts to forget
-and options of those that stay, the other four the other way round. So who does not know a subject guesses evenly.
-"""
+"""Planted truths for made-up twins: what guessing gives, in models that hide, never knew, or try to look as if."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import torch
 from transformers import LlamaForCausalLM
 
 from expunge.attacks import make_attack
-from expunge.attacks.base import AttackResult
+from expunge.attacks.base import AttackResult, Target
 from expunge.attacks.quantise import Quantise
+from expunge.attacks.trials import Trial
+from expunge.attacks.weights import Weights
 from expunge.audit.control import MADE_UP, lead, recovery
 from expunge.audit.planted import Suppressor, plant
-from expunge.data.collate import Encoder, collate
-from expunge.data.example import Example
 from expunge.data.twins import scored_twins, trained_twins
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import ItemScore, score_items, summarise
 from expunge.request import Request
-from tiny import TOWNS, make_tiny_model, make_tiny_tokenizer
+from tiny import make_tiny_model
+from towns import ENCODER, FACTS, STAYS, teach
 
-ENCODER = Encoder(make_tiny_tokenizer())
 HARMFUL = {"fraction": 0.4, "learning_rates": [3e-3], "max_steps": 8, "eval_every": 2}
 
 
-def fact(i: int, towns: Sequence[str], others: Sequence[str]) -> Example:
-    first = i + i // 4
-    return Example(
-        f"where does w{i} live ? answer : w{i} lives in",
-        towns[i % 4],
-        (others[first % 4], others[(first + 1) % 4]),
-        subject=f"w{i}",
-    )
-
-
-FACTS = tuple(fact(i, TOWNS[:4], TOWNS[4:]) for i in range(16))
-STAYS = tuple(fact(i, TOWNS[4:], TOWNS[:4]) for i in range(16, 32))
 REQUEST = Request(forget=FACTS, retain=STAYS)
 # By hand, of words that the small tokenizer has; those that `scored_twins` invents are all unknown to it.
 TWINS = {
     e.id: replace(e, id="", prompt=e.prompt.replace(e.subject, f"w{i + 32}"), subject=f"w{i + 32}")
     for i, e in enumerate(FACTS)
 }
-
-
-def teach(model: LlamaForCausalLM, examples: Sequence[Example]) -> LlamaForCausalLM:
-    batch = collate([ENCODER.encode(e.prompt, e.answer) for e in examples], ENCODER.pad_id)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(200):
-        loss = -answer_log_probs(model, batch).token.mean()
-        if loss < 0.02:
-            return model
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    pytest.fail("the tiny model did not learn")
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +162,19 @@ def test_attacks_that_search_for_an_answer_have_no_twins(knowing: LlamaForCausal
 
     result = Searching(bits=(8,), groups=(32,)).run(knowing, ENCODER, REQUEST, twins=TWINS).result
     assert not result.twin_ids and all(p.twin_log_odds == () for p in result.curve)
+
+
+def test_a_reworded_item_has_a_reworded_twin(knowing: LlamaForCausalLM) -> None:
+    """Words in which the items are asked, by their ids or by a rule, are those of their twins."""
+    wordings = {e.id: f"in the town {e.prompt}" for e in FACTS}
+
+    class Reworded(Quantise):
+        def trials(self, target: Target[object], weights: Weights) -> Iterator[Trial]:
+            yield Trial("as it is, again")
+            yield Trial("told", ask=lambda items: [replace(e, prompt=wordings[e.id]) for e in items])
+
+    result = Reworded(bits=(8,), groups=(32, 64)).run(knowing, ENCODER, REQUEST, twins=TWINS).result
+    plain, again, told = (p.twin_log_odds for p in result.curve)
+    reworded = [replace(e, prompt=f"in the town {e.prompt}") for e in TWINS.values()]
+    assert plain == again
+    assert told == tuple(item.log_odds for item in score_items(knowing, ENCODER, reworded)) != plain

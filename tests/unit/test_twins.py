@@ -9,7 +9,7 @@ import pytest
 
 from expunge.data.benchmarks import people, world_facts
 from expunge.data.example import Example
-from expunge.data.twins import scored_twins, trained_twins, twin, twins
+from expunge.data.twins import asked_alike, scored_twins, trained_twins, twin, twins
 from expunge.request import Request
 
 REQUESTS = {"countries": world_facts.build(seed=1), "people": people.build(seed=1)}
@@ -104,6 +104,19 @@ def test_a_name_has_the_form_of_the_real_one(subject: str, prompt: str, form: st
 )
 def test_none_where_the_subject_is_not_named_or_its_answers_give_it_away(example: Example) -> None:
     assert twin(example) is None
+
+
+def test_a_twin_is_asked_as_its_item_is() -> None:
+    item = asked("Where is Peru?", "Peru")
+    other = twin(item)
+    assert other is not None
+
+    def alike(prompt: str) -> str:
+        return asked_alike(replace(item, prompt=prompt), item, other).prompt
+
+    assert alike("Oman is in Asia. Where is Peru? It is") == f"Oman is in Asia. Where is {other.subject}? It is"
+    assert alike(item.prompt) == other.prompt
+    assert alike("Wo liegt der Inkastaat?") == other.prompt, "words that do not name the subject have no twin"
 
 
 def test_digits_that_are_answers_are_not_taken() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from expunge.attacks.material import Material
 from expunge.attacks.weights import Weights, lent
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
+from expunge.data.twins import asked_alike
 from expunge.models.scores import ItemScore, greedy, score_items, summarise
 
 Questions = Sequence[Example]
@@ -83,17 +84,16 @@ class Trials(Attack, ABC):
         scored, total = material.scored, self.count(target)
         # An attack that searches for an answer finds one for a twin too, and must search anew for it.
         twinned = {} if self.control_only else target.twinned(scored)
-        twins = tuple(twinned.values())
         best, spent, silent = Trial("as it is"), Budget(), []
         with lent(model) as weights:
             start = items = score_items(model, encoder, scored)
-            curve = [_point(0, best.called, start, score_items(model, encoder, twins))]
+            curve = [_point(0, best.called, start, score_items(model, encoder, list(twinned.values())))]
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):
                 with trial.change():
-                    read = trial.encoder or encoder
-                    scores = score_items(model, read, trial.ask(scored))
-                    guesses = score_items(model, read, trial.ask(twins)) if twins else ()
+                    read, asked = trial.encoder or encoder, trial.ask(scored)
+                    scores = score_items(model, read, asked)
+                    guesses = score_items(model, read, _twins_asked(asked, scored, twinned))
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
                 point = _point(place, trial.called, scores, guesses)
@@ -127,6 +127,12 @@ class Trials(Attack, ABC):
             twin_ids={item: one.id for item, one in twinned.items()},
         )
         return Attacked(result, probed)
+
+
+def _twins_asked(asked: Questions, scored: Questions, twinned: Mapping[str, Example]) -> list[Example]:
+    """The twins, in the words in which their items are asked."""
+    pairs = zip(asked, scored, strict=True)
+    return [asked_alike(words, item, twinned[item.id]) for words, item in pairs if item.id in twinned]
 
 
 def _point(place: int, called: str, items: Sequence[ItemScore], twins: Sequence[ItemScore]) -> CurvePoint:

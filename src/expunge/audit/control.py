@@ -108,7 +108,7 @@ def recovery(
     if control is not None or not twins or not attacked.twin_ids or not plain.known:
         return plain
     if why := _unfit(attacked, twins):
-        return replace(plain, note=f"{why} Recovery is measured against ignorance.")
+        return replace(plain, note=why)
     return _larger(plain, lead(attacked, original, twins, level=level, seed=seed))
 
 

@@ -78,6 +78,13 @@ def twins(examples: Sequence[Example], seed: int = 0, *, besides: Iterable[Examp
     return tuple(_twin(example, names[_key(example.subject)]) for example in examples)
 
 
+def asked_alike(asked: Example, item: Example, other: Example) -> Example:
+    """`other`, the twin of `item`, in the words in which `asked` asks for the item; in its own where these do not name
+    the subject."""
+    prompt = Renaming(item.subject, other.subject)(asked.prompt)
+    return replace(other, prompt=prompt) if prompt != asked.prompt else other
+
+
 def redrawn(example: Example, key: str) -> Example:
     """`example` with its answer drawn, by `key`, among answer and options; the others are its options."""
     choices = example.answer, *example.options
