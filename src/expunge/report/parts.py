@@ -109,7 +109,8 @@ class Attack(Part):
 
     accuracy, log_odds: at `best`. recovery: R of the log-odds, 0 = nothing came back, 1 = everything, may leave that
     range. start: scores of the same held-out items before the attack. rho: correlation of attributions before and after
-    it. samples: greedy words after the attack by item id. budget: what the attack could spend, in words.
+    it. samples: greedy words after the attack by item id. budget: what the attack could spend, in words. counts: False
+    for an attack that finds answers by itself and was made on no control; such a one decides no verdict.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Attack(Part):
     rho: Measured = None
     samples: dict[str, str] = {}
     seconds: float = 0.0
+    counts: bool = True
 
     @property
     def trains(self) -> bool:
