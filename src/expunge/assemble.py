@@ -187,7 +187,7 @@ def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
     kind: Kind = "log-odds 0 and chance accuracy"
     if parts.control is not None:
         kind = "gold model"
-    elif any(result.twin_ids and not share.note for (result, _), share in zip(parts.attacks, recoveries, strict=True)):
+    elif any(result.twin_ids for result, _ in parts.attacks):
         kind = "made-up subjects"
     notes = dict.fromkeys(share.note for share in recoveries if share.note)
     return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
