@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -18,6 +18,8 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
+from expunge.attacks.catalogue import ATTACKS, kind_of
+from expunge.audit.alone import ASSUMED, assumed_original, decide_alone
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -28,19 +30,21 @@ from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
 from expunge.audit.reading import Reading
 from expunge.audit.utility import Kept, Language
-from expunge.audit.verdict import decide
-from expunge.data.example import Example
+from expunge.audit.verdict import Verdict, decide
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
-from expunge.recipe import Recipe
+from expunge.recipe import Plan
 from expunge.report import record as schema
 from expunge.request import RETAIN_GROUPS, Request
-from expunge.unlearning.methods import Method
 
-Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
+Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
 SENTENCES: dict[Kind, str] = {
     "gold model": "The control was trained like the original, never saw the forgotten facts, and was attacked alike.",
+    "made-up subjects": (
+        "The control is the same questions about subjects that do not exist, put to the attacked model at the same "
+        "moment or, where more is recovered that way, ignorance (log-odds 0, accuracy at chance)."
+    ),
     "log-odds 0 and chance accuracy": (
         "No model that never knew these facts is at hand: recovery is measured against ignorance (log-odds 0, accuracy "
         "at chance), which part of what any model would guess after the attack counts as recovered."
@@ -48,47 +52,92 @@ SENTENCES: dict[Kind, str] = {
 }
 
 
+Tries = Sequence[tuple[AttackResult, AttackResult | None]]
+"""Attacks, each with the same one on the control, or None."""
+
+
+def _by_evidence(evidence: Evidence, results: Sequence[AttackResult]) -> Verdict:
+    """The verdict where the original was measured."""
+    return decide(evidence)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the model is compared with.
+
+    Args:
+        measured: the original.
+        judge: what the evidence and the attacks in it amount to.
+        note: a sentence on the original, for the reader.
+    """
+
+    measured: Measured
+    judge: Callable[[Evidence, Sequence[AttackResult]], Verdict] = _by_evidence
+    note: str = ""
+
+    @classmethod
+    def assumed(cls, after: Measured) -> Basis:
+        """An original that is not at hand, with what can be said without it; see `expunge.audit.alone`."""
+        original = Measured(assumed_original(after.snapshot), {}, after.part)
+        return cls(original, decide_alone, ASSUMED)
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything that a record is made of.
 
     Args:
+        recipe: how the model was made.
+        basis: what it is compared with.
+        attacks: on it and on the control.
         control: scores of the control on the forget items, None without one.
-        attacks: each with the same attack on the control, or None.
         training: what `training.json` holds.
         stages: seconds of each stage.
+        seeds: of all but the attacks.
         control_reading: what metrics compare with, None without a control.
         lm_eval: what lm-eval left in the run's folder, None where it was not asked.
     """
 
-    recipe: Recipe
+    plan: Plan
     request: Request
-    method: Method
-    before: Measured
+    recipe: schema.RecipePart
+    basis: Basis
     after: Measured
-    attacks: Sequence[tuple[AttackResult, AttackResult | None]]
+    attacks: Tries
     control: Sequence[ItemScore] | None
     training: dict[str, Any]
     stages: dict[str, float]
+    seeds: dict[str, int]
     peak_bytes: int
     control_reading: Reading | None = None
     lm_eval: Link | None = None
 
+    @property
+    def before(self) -> Measured:
+        """The original."""
+        return self.basis.measured
+
 
 def assemble(parts: Parts) -> schema.Record:
-    """The record; the verdict is decided here, from the evidence in it."""
+    """The record; the verdict is decided here, from the evidence in it.
+
+    An attack that finds answers by itself is no evidence without a control: it stands in the record and is told of
+    among the reasons.
+    """
     before, after = parts.before.snapshot, parts.after.snapshot
-    recoveries = [recovery(result, before.forget, control) for result, control in parts.attacks]
+    recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control)
-    verdict = decide(_evidence(parts, recoveries, left))
-    kind: Kind = "gold model" if parts.control is not None else "log-odds 0 and chance accuracy"
-    strongest = _strongest(parts, verdict.strongest_attack)
+    counted = [not _why_uncounted(result, control) for result, control in parts.attacks]
+    evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
+    results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
+    verdict = parts.basis.judge(evidence, results)
+    strongest = _strongest(results or [result for result, _ in parts.attacks], verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=verdict.reasons,
+            reasons=(*verdict.reasons, *_uncounted(parts.attacks)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
@@ -97,7 +146,7 @@ def assemble(parts: Parts) -> schema.Record:
         attacks=tuple(
             _attack(result, control, share) for (result, control), share in zip(parts.attacks, recoveries, strict=True)
         ),
-        control=schema.Control(kind=kind, sentence=SENTENCES[kind]),
+        control=_control(parts, recoveries),
         influence=_influence(before.attribution, after.attribution, "probability"),
         influence_log_odds=_influence(before.attribution, after.attribution, "log_odds"),
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
@@ -112,10 +161,9 @@ def assemble(parts: Parts) -> schema.Record:
             stages=parts.stages,
         ),
         training=_training(parts.training),
-        recipe=_recipe(parts),
+        recipe=parts.recipe,
         seeds={
-            "unlearning": parts.recipe.seed,
-            "data": parts.recipe.data.seed,
+            **parts.seeds,
             "attacks": list(dict.fromkeys(point.seed for result, _ in parts.attacks for point in result.curve)),
         },
         versions=schema.Versions(
@@ -127,7 +175,7 @@ def assemble(parts: Parts) -> schema.Record:
         ),
         hashes=schema.Hashes(
             data=parts.request.hashes(),
-            tokenizer=parts.before.tokenizer,
+            tokenizer=parts.before.tokenizer or parts.after.tokenizer,
             weights_before=parts.before.weights,
             weights_after=parts.after.weights,
         ),
@@ -135,7 +183,39 @@ def assemble(parts: Parts) -> schema.Record:
     )
 
 
-def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> Evidence:
+def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
+    kind: Kind = "log-odds 0 and chance accuracy"
+    if parts.control is not None:
+        kind = "gold model"
+    elif any(result.twin_ids for result, _ in parts.attacks):
+        kind = "made-up subjects"
+    notes = dict.fromkeys(share.note for share in recoveries if share.note)
+    return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
+
+
+def _why_uncounted(result: AttackResult, control: AttackResult | None) -> str:
+    """Why no verdict may rest on the attack; empty where it may."""
+    attack = ATTACKS[kind_of(result.name)]
+    if attack.own_scale:
+        return "it counts what is said, which is no share of the original's log-odds."
+    if attack.control_only and control is None:
+        return (
+            "it searches for the answers or is given them, so it can reach them where there is no knowledge, and no "
+            "model that never knew was attacked alike."
+        )
+    return ""
+
+
+def _uncounted(attacks: Tries) -> list[str]:
+    """Which attacks are no evidence, and why."""
+    return [
+        f"{result.name} does not count here: {why} It reached accuracy {result.best_accuracy.accuracy:.2f}."
+        for result, control in attacks
+        if (why := _why_uncounted(result, control))
+    ]
+
+
+def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
     before, after = parts.before.snapshot, parts.after.snapshot
     kept = [Kept("retain", summarise(before.retain), summarise(after.retain))] if before.retain else []
     kept += [
@@ -149,7 +229,9 @@ def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> E
         if after.test.get(name)
     ]
     attacked = [
-        Tried(result.name, share, result.spent) for (result, _), share in zip(parts.attacks, recoveries, strict=True)
+        Tried(result.name, share, result.spent)
+        for (result, _), share in zip(parts.attacks, recoveries, strict=True)
+        if share is not None
     ]
     return Evidence(
         before=summarise(before.forget),
@@ -187,7 +269,7 @@ def _scores(parts: Parts) -> schema.Scores:
     def change(one: Sequence[ItemScore], other: Sequence[ItemScore]) -> schema.Change:
         return schema.Change(before=_score(one), after=_score(other))
 
-    groups = {name: change(items, after.test[name]) for name, items in before.test.items() if items}
+    groups = {name: change(before.test.get(name, ()), items) for name, items in after.test.items() if items}
     empty = change((), ())
     return schema.Scores(
         forget=schema.Change(
@@ -241,6 +323,7 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         rho=result.rho,
         samples=result.samples,
         seconds=result.seconds,
+        counts=not _why_uncounted(result, control),
     )
 
 
@@ -269,9 +352,11 @@ def _probe(before: Probed | None, after: Probed | None) -> schema.Probe | None:
 
 def _text(parts: Parts) -> schema.Text:
     before, after = parts.before.snapshot.text, parts.after.snapshot.text
-    if before is None or after is None:
-        return schema.Text()
-    return schema.Text(perplexity_before=before.perplexity, perplexity_after=after.perplexity, kl=after.kl)
+    return schema.Text(
+        perplexity_before=before.perplexity if before else None,
+        perplexity_after=after.perplexity if after else None,
+        kl=after.kl if after else None,
+    )
 
 
 def _metrics(parts: Parts) -> schema.Metrics | None:
@@ -284,9 +369,8 @@ def _metrics(parts: Parts) -> schema.Metrics | None:
     return schema.Metrics(**found.to_json(), lm_eval=link)
 
 
-def _strongest(parts: Parts, name: str) -> AttackResult | None:
+def _strongest(results: Sequence[AttackResult], name: str) -> AttackResult | None:
     """The attack that the verdict names, or else the one of the highest log-odds."""
-    results = [result for result, _ in parts.attacks]
     named = [result for result in results if result.name == name]
     return next(iter(named), max(results, key=lambda result: result.best.log_odds, default=None))
 
@@ -296,30 +380,34 @@ def _items(parts: Parts, strongest: AttackResult | None) -> tuple[schema.Item, .
     before, after = parts.before.snapshot, parts.after.snapshot
     attacked = {item.id: item for item in strongest.items} if strongest else {}
     words = strongest.samples if strongest else {}
-    known: dict[str, Example] = {e.id: e for e in (*parts.request.forget, *parts.request.retain)}
-    rows = [("forget", "", one, other) for one, other in zip(before.forget, after.forget, strict=True)]
-    rows += [("retain", "", one, other) for one, other in zip(before.retain, after.retain, strict=True)]
-    for group, items in before.test.items():
-        known |= {example.id: example for example in parts.request.test[group]}
-        rows += [("test", group, one, other) for one, other in zip(items, after.test[group], strict=True)]
+    rows = []
+    for split, group, old, new, examples in (
+        ("forget", "", before.forget, after.forget, parts.request.forget),
+        ("retain", "", before.retain, after.retain, parts.request.retain),
+        *(("test", name, before.test.get(name, ()), own, parts.request.test[name]) for name, own in after.test.items()),
+    ):
+        asked, earlier = {example.id: example for example in examples}, {item.id: item for item in old}
+        rows += [(split, group, asked[item.id], earlier.get(item.id), item) for item in new]
     return tuple(
         schema.Item(
-            id=one.id,
-            prompt=known[one.id].prompt,
-            answer=known[one.id].answer,
+            id=example.id,
+            prompt=example.prompt,
+            answer=example.answer,
             split=split,
             group=group,
-            before=_state(one, before.samples.get(one.id, "") if split == "forget" else ""),
-            after=_state(other, after.samples.get(one.id, "") if split == "forget" else ""),
-            attacked=_state(attacked[one.id], words.get(one.id, ""))
-            if split == "forget" and one.id in attacked
+            before=_state(one, before.samples.get(example.id, "") if split == "forget" else ""),
+            after=_state(other, after.samples.get(example.id, "") if split == "forget" else ""),
+            attacked=_state(attacked[example.id], words.get(example.id, ""))
+            if split == "forget" and example.id in attacked
             else None,
         )
-        for split, group, one, other in rows
+        for split, group, example, one, other in rows
     )
 
 
-def _state(item: ItemScore, words: str) -> schema.ItemState:
+def _state(item: ItemScore | None, words: str) -> schema.ItemState:
+    if item is None:
+        return schema.ItemState()
     return schema.ItemState(log_odds=item.log_odds, correct=item.correct, probability=item.probability, words=words)
 
 
@@ -337,16 +425,4 @@ def _training(training: dict[str, Any]) -> schema.Training:
             if step.get("forget_accuracy") is not None and math.isfinite(step["forget_accuracy"])
         ),
         stop_reason=training["stop_reason"],
-    )
-
-
-def _recipe(parts: Parts) -> schema.RecipePart:
-    method, recipe = parts.method, parts.recipe
-    return schema.RecipePart(
-        method=recipe.method,
-        objective=repr(method.objective),
-        transform=", ".join(map(repr, method.transforms)),
-        parametrization=repr(method.parametrization),
-        benchmark=recipe.data.benchmark or "",
-        arguments=json.loads(json.dumps({**parts.training["arguments"], **recipe.settings})),
     )
