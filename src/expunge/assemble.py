@@ -18,6 +18,7 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
+from expunge.attacks.catalogue import ATTACKS
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -25,7 +26,7 @@ from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
 from expunge.audit.probe import Probed
 from expunge.audit.utility import Kept, Language
-from expunge.audit.verdict import decide
+from expunge.audit.verdict import Rule, decide
 from expunge.data.example import Example
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
@@ -85,6 +86,9 @@ def assemble(parts: Parts) -> schema.Record:
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
+            hidden_above=Rule.hidden,
+            erased_below=Rule.erased,
+            untried=tuple(kind for kind in ATTACKS if kind not in {_kind(result) for result, _ in parts.attacks}),
         ),
         scores=_scores(parts),
         attacks=tuple(
@@ -192,7 +196,7 @@ def _scores(parts: Parts) -> schema.Scores:
     )
 
 
-def _point(point: AttackPoint) -> schema.CurvePoint:
+def _point(point: AttackPoint, share: float | None = None) -> schema.CurvePoint:
     return schema.CurvePoint(
         learning_rate=point.learning_rate,
         seed=point.seed,
@@ -201,6 +205,7 @@ def _point(point: AttackPoint) -> schema.CurvePoint:
         accuracy=point.accuracy,
         log_odds=point.log_odds,
         variant=point.variant,
+        recovery=share,
     )
 
 
@@ -227,13 +232,19 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         ),
         start=schema.Score(**asdict(start)),
         best=_point(result.best),
-        curve=tuple(_point(point) for point in result.curve),
+        curve=tuple(_point(p, back) for p, back in zip(result.curve, share.curve, strict=True)),
         settings=json.loads(json.dumps(result.settings)),
         budget=str(result.allowed),
         rho=result.rho,
         samples=result.samples,
         seconds=result.seconds,
+        counts=control is not None or _kind(result) not in ATTACKS or not ATTACKS[_kind(result)].control_only,
     )
+
+
+def _kind(result: AttackResult) -> str:
+    """Its attack's name in the catalogue."""
+    return result.name.partition("@")[0]
 
 
 def _influence(before: Attribution | None, after: Attribution | None, of: str) -> schema.Influence | None:
