@@ -11,7 +11,7 @@ from expunge.report.compare import Standing
 from expunge.report.figures import Labelled, Panel
 from expunge.report.grammar import Limits
 from expunge.report.record import Attack, Record
-from expunge.report.words import percent, plain
+from expunge.report.words import percent, plain, visible
 
 VARIANTS = 16
 
@@ -85,7 +85,7 @@ def sweep_panels(runs: Sequence[Labelled]) -> list[Panel]:
         trials = [(p, share) for p, share in zip(attack.curve, shares, strict=False) if p.step]
         start = next((share for p, share in zip(attack.curve, shares, strict=False) if not p.step), None)
         best = sorted(trials, key=lambda trial: -trial[1])[:VARIANTS]
-        dots = [Dot(plain(p.variant, 80), share) for p, share in trials if (p, share) in best]
+        dots = [Dot(visible(p.variant, 80), share) for p, share in trials if (p, share) in best]
         if dots:
             words = "; ".join(f"{dot.name} {percent(dot.recovery)}" for dot in dots)
             title = f"{run.label}: {plain(attack.name)}"

@@ -92,9 +92,9 @@ def count(n: int) -> str:
     return str(n)
 
 
-def plain(name: str, limit: int = 40) -> str:
+def plain(name: str) -> str:
     """A label such as `same_subject` in words."""
-    return visible(name.replace("_", " ").strip(), limit)
+    return visible(name.replace("_", " ").strip(), 40)
 
 
 def _minus(text: str) -> str:
