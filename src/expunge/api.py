@@ -1,7 +1,8 @@
-"""The library in four calls, with the argument names that users of transformers and TRL know."""
+"""The library in a few calls, with the argument names that users of transformers and TRL know."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
 from expunge.catalogue import DEFAULT_METHOD
+from expunge.comparison import compare, plan_of
 from expunge.data.collate import Encoder
 from expunge.pipeline import sort_settings
 from expunge.progress import Progress
+from expunge.report.record import Record
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
@@ -72,3 +75,56 @@ def attack(
 ) -> AttackResult:
     """What the attack `name` brings back; the model comes back bit-equal. `settings` are the attack's own."""
     return make_attack(name, settings).run(model, Encoder(tokenizer, template), request, progress=progress).result
+
+
+def audit(
+    model: Path | str,
+    base: Path | str | None,
+    forget: Path | str,
+    retain: Path | str | None = None,
+    *,
+    attack: Path | str | None = None,
+    test: Mapping[str, Path | str] | None = None,
+    control: Path | str | None = None,
+    attacks: Sequence[str] | None = None,
+    template: Literal["plain", "chat"] = "plain",
+    output: Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Record:
+    """What `model` still knows of `forget`, whoever made it with whatever tool: `record.verdict`, and why.
+
+    Args:
+        model: folder or Hub id of the model that is audited.
+        base: likewise of the model before unlearning; None where it is not at hand, see `expunge.audit.alone`.
+        forget: file or `datasets` id of what it must not know.
+        retain: likewise of what it must still know.
+        attack: likewise of facts of the same kind about others, for relearn-related.
+        test: likewise of further questions, by name.
+        control: folder or Hub id of a model that never knew.
+        attacks: names of attacks and suites (`expunge.attacks.suites`).
+        template: plain prompts or the tokenizer's chat template.
+        output: where the record and the report go; an interrupted audit goes on there.
+        progress: told of every step.
+        settings: dtype, device, revision (of `base`), or fields of the attacks.
+
+    Raises:
+        InputError: data or checkpoints cannot be read, or do not fit together.
+    """
+    plan, own = plan_of(
+        str(model),
+        _text(base),
+        str(forget),
+        _text(retain),
+        attack=_text(attack),
+        test={name: str(file) for name, file in (test or {}).items()},
+        control=_text(control),
+        template=template,
+        output=output,
+        settings=settings,
+    )
+    return compare(plan, attacks, own, progress)
+
+
+def _text(path: Path | str | None) -> str | None:
+    return None if path is None else str(path)

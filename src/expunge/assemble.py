@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -18,7 +18,8 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
-from expunge.attacks.catalogue import ATTACKS
+from expunge.attacks.catalogue import ATTACKS, kind_of, untried, why_uncounted
+from expunge.audit.alone import ASSUMED, assumed_original, decide_alone
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -26,19 +27,21 @@ from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
 from expunge.audit.probe import Probed
 from expunge.audit.utility import Kept, Language
-from expunge.audit.verdict import Rule, decide
-from expunge.data.example import Example
+from expunge.audit.verdict import Rule, Verdict, decide
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
-from expunge.recipe import Recipe
+from expunge.recipe import Plan
 from expunge.report import record as schema
 from expunge.request import RETAIN_GROUPS, Request
-from expunge.unlearning.methods import Method
 
-Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
+Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
 SENTENCES: dict[Kind, str] = {
     "gold model": "The control was trained like the original, never saw the forgotten facts, and was attacked alike.",
+    "made-up subjects": (
+        "The control is the same questions about subjects that do not exist, put to the attacked model at the same "
+        "moment or, where more is recovered that way, ignorance (log-odds 0, accuracy at chance)."
+    ),
     "log-odds 0 and chance accuracy": (
         "No model that never knew these facts is at hand: recovery is measured against ignorance (log-odds 0, accuracy "
         "at chance), which part of what any model would guess after the attack counts as recovered."
@@ -46,55 +49,100 @@ SENTENCES: dict[Kind, str] = {
 }
 
 
+Tries = Sequence[tuple[AttackResult, AttackResult | None]]
+"""Attacks, each with the same one on the control, or None."""
+
+
+def _by_evidence(evidence: Evidence, results: Sequence[AttackResult]) -> Verdict:
+    """The verdict where the original was measured."""
+    return decide(evidence)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What the model is compared with.
+
+    Args:
+        measured: the original.
+        judge: what the evidence and the attacks in it amount to.
+        note: a sentence on the original, for the reader.
+    """
+
+    measured: Measured
+    judge: Callable[[Evidence, Sequence[AttackResult]], Verdict] = _by_evidence
+    note: str = ""
+
+    @classmethod
+    def assumed(cls, after: Measured) -> Basis:
+        """An original that is not at hand, with what can be said without it; see `expunge.audit.alone`."""
+        original = Measured(assumed_original(after.snapshot), {}, after.part)
+        return cls(original, decide_alone, ASSUMED)
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything that a record is made of.
 
     Args:
+        recipe: how the model was made.
+        basis: what it is compared with.
+        attacks: on it and on the control.
         control: scores of the control on the forget items, None without one.
-        attacks: each with the same attack on the control, or None.
         training: what `training.json` holds.
         stages: seconds of each stage.
+        seeds: of all but the attacks.
     """
 
-    recipe: Recipe
+    plan: Plan
     request: Request
-    method: Method
-    before: Measured
+    recipe: schema.RecipePart
+    basis: Basis
     after: Measured
-    attacks: Sequence[tuple[AttackResult, AttackResult | None]]
+    attacks: Tries
     control: Sequence[ItemScore] | None
     training: dict[str, Any]
     stages: dict[str, float]
+    seeds: dict[str, int]
     peak_bytes: int
+
+    @property
+    def before(self) -> Measured:
+        """The original."""
+        return self.basis.measured
 
 
 def assemble(parts: Parts) -> schema.Record:
-    """The record; the verdict is decided here, from the evidence in it."""
+    """The record; the verdict is decided here, from the evidence in it.
+
+    An attack that finds answers by itself is no evidence without a control: it stands in the record and is told of
+    among the reasons.
+    """
     before, after = parts.before.snapshot, parts.after.snapshot
-    recoveries = [recovery(result, before.forget, control) for result, control in parts.attacks]
+    recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control)
-    verdict = decide(_evidence(parts, recoveries, left))
-    kind: Kind = "gold model" if parts.control is not None else "log-odds 0 and chance accuracy"
-    strongest = _strongest(parts, verdict.strongest_attack)
+    counted = [not why_uncounted(result.name, control is not None) for result, control in parts.attacks]
+    evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
+    results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
+    verdict = parts.basis.judge(evidence, results)
+    strongest = _strongest(results or [result for result, _ in parts.attacks], verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=verdict.reasons,
+            reasons=(*verdict.reasons, *_uncounted(parts.attacks)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
             hidden_above=Rule.hidden,
             erased_below=Rule.erased,
-            untried=tuple(kind for kind in ATTACKS if kind not in {_kind(result) for result, _ in parts.attacks}),
+            untried=untried(result.name for result, _ in parts.attacks),
         ),
         scores=_scores(parts),
         attacks=tuple(
             _attack(result, control, share) for (result, control), share in zip(parts.attacks, recoveries, strict=True)
         ),
-        control=schema.Control(kind=kind, sentence=SENTENCES[kind]),
+        control=_control(parts, recoveries),
         influence=_influence(before.attribution, after.attribution, "probability"),
         influence_log_odds=_influence(before.attribution, after.attribution, "log_odds"),
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
@@ -108,10 +156,9 @@ def assemble(parts: Parts) -> schema.Record:
             stages=parts.stages,
         ),
         training=_training(parts.training),
-        recipe=_recipe(parts),
+        recipe=parts.recipe,
         seeds={
-            "unlearning": parts.recipe.seed,
-            "data": parts.recipe.data.seed,
+            **parts.seeds,
             "attacks": list(dict.fromkeys(point.seed for result, _ in parts.attacks for point in result.curve)),
         },
         versions=schema.Versions(
@@ -123,7 +170,7 @@ def assemble(parts: Parts) -> schema.Record:
         ),
         hashes=schema.Hashes(
             data=parts.request.hashes(),
-            tokenizer=parts.before.tokenizer,
+            tokenizer=parts.before.tokenizer or parts.after.tokenizer,
             weights_before=parts.before.weights,
             weights_after=parts.after.weights,
         ),
@@ -131,7 +178,26 @@ def assemble(parts: Parts) -> schema.Record:
     )
 
 
-def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> Evidence:
+def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
+    kind: Kind = "log-odds 0 and chance accuracy"
+    if parts.control is not None:
+        kind = "gold model"
+    elif any(result.twin_ids and not share.note for (result, _), share in zip(parts.attacks, recoveries, strict=True)):
+        kind = "made-up subjects"
+    notes = dict.fromkeys(share.note for share in recoveries if share.note)
+    return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
+
+
+def _uncounted(attacks: Tries) -> list[str]:
+    """Which attacks are no evidence, and why."""
+    return [
+        f"{result.name} does not count here: {why} It reached accuracy {result.best_accuracy.accuracy:.2f}."
+        for result, control in attacks
+        if (why := why_uncounted(result.name, control is not None))
+    ]
+
+
+def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
     before, after = parts.before.snapshot, parts.after.snapshot
     kept = [Kept("retain", summarise(before.retain), summarise(after.retain))] if before.retain else []
     kept += [
@@ -145,7 +211,9 @@ def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> E
         if after.test.get(name)
     ]
     attacked = [
-        Tried(result.name, share, result.spent) for (result, _), share in zip(parts.attacks, recoveries, strict=True)
+        Tried(result.name, share, result.spent)
+        for (result, _), share in zip(parts.attacks, recoveries, strict=True)
+        if share is not None
     ]
     return Evidence(
         before=summarise(before.forget),
@@ -183,7 +251,7 @@ def _scores(parts: Parts) -> schema.Scores:
     def change(one: Sequence[ItemScore], other: Sequence[ItemScore]) -> schema.Change:
         return schema.Change(before=_score(one), after=_score(other))
 
-    groups = {name: change(items, after.test[name]) for name, items in before.test.items() if items}
+    groups = {name: change(before.test.get(name, ()), items) for name, items in after.test.items() if items}
     empty = change((), ())
     return schema.Scores(
         forget=schema.Change(
@@ -197,22 +265,14 @@ def _scores(parts: Parts) -> schema.Scores:
 
 
 def _point(point: AttackPoint, share: float | None = None) -> schema.CurvePoint:
-    return schema.CurvePoint(
-        learning_rate=point.learning_rate,
-        seed=point.seed,
-        step=point.step,
-        examples_seen=point.examples_seen,
-        accuracy=point.accuracy,
-        log_odds=point.log_odds,
-        variant=point.variant,
-        recovery=share,
-    )
+    told = {key: value for key, value in asdict(point).items() if key in schema.CurvePoint.model_fields}
+    return schema.CurvePoint(**told, recovery=share)
 
 
 def _attack(result: AttackResult, control: AttackResult | None, share: Recovery) -> schema.Attack:
     told = memorization(result.items)
-    start = result.start
     odds = told.log_odds
+    scaled = not ATTACKS[kind_of(result.name)].own_scale
     return schema.Attack(
         name=result.name,
         accuracy=result.best_accuracy.accuracy,
@@ -222,15 +282,15 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         log_odds_low=odds.low if odds else None,
         log_odds_high=odds.high if odds else None,
         recovery=share.value,
-        recovery_low=share.low,
-        recovery_high=share.high,
-        chance=start.chance,
+        recovery_low=share.low if scaled else None,
+        recovery_high=share.high if scaled else None,
+        chance=result.start.chance,
         control=schema.AttackControl(
             accuracy=min(max(share.control_accuracy, 0.0), 1.0),
             log_odds=share.control_log_odds,
             curve=tuple(_point(point) for point in control.curve) if control else (),
         ),
-        start=schema.Score(**asdict(start)),
+        start=schema.Score(**asdict(result.start)),
         best=_point(result.best),
         curve=tuple(_point(p, back) for p, back in zip(result.curve, share.curve, strict=True)),
         settings=json.loads(json.dumps(result.settings)),
@@ -238,13 +298,8 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         rho=result.rho,
         samples=result.samples,
         seconds=result.seconds,
-        counts=control is not None or _kind(result) not in ATTACKS or not ATTACKS[_kind(result)].control_only,
+        counts=not why_uncounted(result.name, control is not None),
     )
-
-
-def _kind(result: AttackResult) -> str:
-    """Its attack's name in the catalogue."""
-    return result.name.partition("@")[0]
 
 
 def _influence(before: Attribution | None, after: Attribution | None, of: str) -> schema.Influence | None:
@@ -272,14 +327,15 @@ def _probe(before: Probed | None, after: Probed | None) -> schema.Probe | None:
 
 def _text(parts: Parts) -> schema.Text:
     before, after = parts.before.snapshot.text, parts.after.snapshot.text
-    if before is None or after is None:
-        return schema.Text()
-    return schema.Text(perplexity_before=before.perplexity, perplexity_after=after.perplexity, kl=after.kl)
+    return schema.Text(
+        perplexity_before=before.perplexity if before else None,
+        perplexity_after=after.perplexity if after else None,
+        kl=after.kl if after else None,
+    )
 
 
-def _strongest(parts: Parts, name: str) -> AttackResult | None:
+def _strongest(results: Sequence[AttackResult], name: str) -> AttackResult | None:
     """The attack that the verdict names, or else the one of the highest log-odds."""
-    results = [result for result, _ in parts.attacks]
     named = [result for result in results if result.name == name]
     return next(iter(named), max(results, key=lambda result: result.best.log_odds, default=None))
 
@@ -289,30 +345,34 @@ def _items(parts: Parts, strongest: AttackResult | None) -> tuple[schema.Item, .
     before, after = parts.before.snapshot, parts.after.snapshot
     attacked = {item.id: item for item in strongest.items} if strongest else {}
     words = strongest.samples if strongest else {}
-    known: dict[str, Example] = {e.id: e for e in (*parts.request.forget, *parts.request.retain)}
-    rows = [("forget", "", one, other) for one, other in zip(before.forget, after.forget, strict=True)]
-    rows += [("retain", "", one, other) for one, other in zip(before.retain, after.retain, strict=True)]
-    for group, items in before.test.items():
-        known |= {example.id: example for example in parts.request.test[group]}
-        rows += [("test", group, one, other) for one, other in zip(items, after.test[group], strict=True)]
+    rows = []
+    for split, group, old, new, examples in (
+        ("forget", "", before.forget, after.forget, parts.request.forget),
+        ("retain", "", before.retain, after.retain, parts.request.retain),
+        *(("test", name, before.test.get(name, ()), own, parts.request.test[name]) for name, own in after.test.items()),
+    ):
+        asked, earlier = {example.id: example for example in examples}, {item.id: item for item in old}
+        rows += [(split, group, asked[item.id], earlier.get(item.id), item) for item in new]
     return tuple(
         schema.Item(
-            id=one.id,
-            prompt=known[one.id].prompt,
-            answer=known[one.id].answer,
+            id=example.id,
+            prompt=example.prompt,
+            answer=example.answer,
             split=split,
             group=group,
-            before=_state(one, before.samples.get(one.id, "") if split == "forget" else ""),
-            after=_state(other, after.samples.get(one.id, "") if split == "forget" else ""),
-            attacked=_state(attacked[one.id], words.get(one.id, ""))
-            if split == "forget" and one.id in attacked
+            before=_state(one, before.samples.get(example.id, "") if split == "forget" else ""),
+            after=_state(other, after.samples.get(example.id, "") if split == "forget" else ""),
+            attacked=_state(attacked[example.id], words.get(example.id, ""))
+            if split == "forget" and example.id in attacked
             else None,
         )
-        for split, group, one, other in rows
+        for split, group, example, one, other in rows
     )
 
 
-def _state(item: ItemScore, words: str) -> schema.ItemState:
+def _state(item: ItemScore | None, words: str) -> schema.ItemState:
+    if item is None:
+        return schema.ItemState()
     return schema.ItemState(log_odds=item.log_odds, correct=item.correct, probability=item.probability, words=words)
 
 
@@ -330,16 +390,4 @@ def _training(training: dict[str, Any]) -> schema.Training:
             if step.get("forget_accuracy") is not None and math.isfinite(step["forget_accuracy"])
         ),
         stop_reason=training["stop_reason"],
-    )
-
-
-def _recipe(parts: Parts) -> schema.RecipePart:
-    method, recipe = parts.method, parts.recipe
-    return schema.RecipePart(
-        method=recipe.method,
-        objective=repr(method.objective),
-        transform=", ".join(map(repr, method.transforms)),
-        parametrization=repr(method.parametrization),
-        benchmark=recipe.data.benchmark or "",
-        arguments=json.loads(json.dumps({**parts.training["arguments"], **recipe.settings})),
     )

@@ -15,9 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve e
 
 import typer
 
-from expunge import __version__, cli_request
+from expunge import __version__, cli_audit, cli_request
 from expunge.catalogue import DEFAULT_METHOD
-from expunge.console import Bars, Finished, err, guard, out
+from expunge.cli_audit import FailOn, print_verdict
+from expunge.console import Bars, Finished, err, guard, named, out
 
 app = typer.Typer(
     name="expunge",
@@ -32,7 +33,6 @@ app.add_typer(cli_request.app, name="request")
 Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Set one value; may be repeated.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
-FailOn = Literal["broken", "not-forgotten", "hidden", "inconclusive"]
 
 
 def _version(wanted: bool) -> None:
@@ -109,21 +109,23 @@ def unlearn(
 @app.command()
 def attack(
     run: Run,
-    attacks: Annotated[str | None, typer.Option(help="Names with commas between; the recipe's where absent.")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(help="Attacks, or suites (quick, standard, thorough), with commas; the recipe's where absent."),
+    ] = None,
     settings: Set = None,
 ) -> None:
     """Try to bring the knowledge back. Finished attacks are kept; an interrupted one goes on.
 
-    **Example:** `expunge attack runs/npo --attacks relearn-harmful,relearn-related --set relearn-harmful.fraction=0.1`
+    **Example:** `expunge attack runs/npo --attacks quick,relearn-benign --set relearn-harmful.fraction=0.1`
     """
 
     def work() -> None:
         from expunge import pipeline
         from expunge.settings import parse_assignments
 
-        names = [name.strip() for name in attacks.split(",") if name.strip()] if attacks else None
         with Bars().shown() as progress:
-            results = pipeline.attack(run, names, parse_assignments(settings or []), progress=progress)
+            results = pipeline.attack(run, named(attacks), parse_assignments(settings or []), progress=progress)
         for result in results:
             best = result.best
             out.print(
@@ -136,27 +138,7 @@ def attack(
     guard(work)
 
 
-@app.command()
-def audit(
-    run: Run,
-    fail_on: Annotated[
-        FailOn | None, typer.Option(help="Leave with code 10 if the verdict is this or worse.", show_default=False)
-    ] = None,
-) -> None:
-    """Measure before and after, decide, and write RUN/record.json and RUN/report.html.
-
-    **Example:** `expunge audit runs/npo --fail-on hidden`
-    """
-
-    def work() -> None:
-        from expunge import pipeline
-
-        with Bars().shown() as progress:
-            record = pipeline.audit(run, progress=progress)
-        _print_verdict(record, run)
-        pipeline.gate(record, fail_on)
-
-    guard(work)
+app.command()(cli_audit.audit)
 
 
 @app.command()
@@ -193,7 +175,7 @@ def run(
         with Bars().shown() as progress:
             record = pipeline.run(plan, progress=progress)
         if record is not None:
-            _print_verdict(record, Path(plan.output))
+            print_verdict(record, Path(plan.output))
             pipeline.gate(record, fail_on)
 
     guard(work)
@@ -324,17 +306,6 @@ def _print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[st
     for line in lines:
         shown.add_row(*line)
     out.print(shown)
-
-
-def _print_verdict(record: object, folder: Path) -> None:
-    """The verdict, its reasons and the page."""
-    from expunge.report.record import Record
-
-    assert isinstance(record, Record)
-    out.print(f"[bold]{record.verdict}[/]")
-    for reason in record.verdict_details.reasons:
-        out.print(f"  - {reason}", markup=False)
-    out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

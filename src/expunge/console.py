@@ -100,6 +100,11 @@ class Finished(SystemExit):
     """Our own exit, told apart from a usage error of the argument parser."""
 
 
+def named(words: str | None) -> list[str] | None:
+    """The names in `words`, which has commas between them; None where there is none."""
+    return [name.strip() for name in (words or "").split(",") if name.strip()] or None
+
+
 def guard(work: Callable[[], None]) -> None:
     """Run `work`; every failure becomes one message and its documented exit code."""
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import InputError
-from expunge.recipe import Recipe
+from expunge.models.storage import atomic_write_text
+from expunge.recipe import Comparison, Plan, Recipe
 from expunge.request import Request
 
 
@@ -23,9 +25,16 @@ class RunFolder:
     training.json   how the unlearning went; metrics.jsonl step by step
     record.json     everything that the report shows
     report.html     the page
+
+    Where the model was made elsewhere there is no model/, and comparison.yaml instead of recipe.yaml.
     """
 
     path: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a run, finished or not."""
+        return self.recipe.is_file() or self.comparison.is_file()
 
     @property
     def model(self) -> Path:
@@ -63,6 +72,11 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
+    def comparison(self) -> Path:
+        """What is compared with what, where the model was made elsewhere."""
+        return self.path / "comparison.yaml"
+
+    @property
     def source(self) -> Path:
         """The starting checkpoint and the control: their places and hashes."""
         return self.path / "source.json"
@@ -79,18 +93,26 @@ class RunFolder:
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder for `recipe`: another run's is refused, an unfinished one of the same recipe is taken up."""
+        if self.occupied and (not self.recipe.is_file() or self.training.exists() or self.load_recipe() != recipe):
+            raise self.refusal("only an unfinished run of this recipe resumes")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def occupied(self) -> bool:
+        """Whether there is anything in the folder; InputError where it is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(
                 "The output is a file, not a folder.", str(self.path), "Name another folder with --output."
             )
-        occupied = self.path.is_dir() and any(self.path.iterdir())
-        if occupied and (not self.recipe.is_file() or self.training.exists() or self.load_recipe() != recipe):
-            raise InputError(
-                "The output folder already exists and holds something else.",
-                str(self.path),
-                "Name another folder with --output, or remove this one; only an unfinished run of this recipe resumes.",
-            )
-        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    def refusal(self, unless: str) -> InputError:
+        """That the folder is taken."""
+        return InputError(
+            "The output folder already exists and holds something else.",
+            str(self.path),
+            f"Name another folder with --output, or remove this one; {unless}.",
+        )
 
     def load_recipe(self) -> Recipe:
         """The recipe that made the run."""
@@ -100,12 +122,47 @@ class RunFolder:
         """The request that the run honoured."""
         return Request.load(self.request)
 
-    def require_model(self) -> None:
-        """InputError unless the folder holds a finished unlearning run."""
+    def load_subject(self) -> Subject:
+        """What the stages after unlearning work on; InputError unless there is a finished model."""
         if not self.training.is_file():
             raise InputError(
                 "This is not a finished run.", str(self.path), "Make one with `expunge unlearn ... --output RUN`."
             )
+        source, training, request = read_json(self.source), read_json(self.training), self.load_request()
+        whence = source["model"], source["hashes"], source["control"], training
+        if self.comparison.is_file():
+            comparison = Comparison.load(self.comparison)
+            return Subject(comparison, request, comparison.model, *whence)
+        return Subject(self.load_recipe(), request, str(self.model), *whence)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be measured and attacked, and what it is measured against.
+
+    Args:
+        plan: the recipe that made it, or the comparison that it is part of.
+        request: what had to go and to stay.
+        model: its folder or Hub id.
+        original: that of the model before unlearning; None where it is not at hand.
+        hashes: of the original's files.
+        control: that of a model that never knew; None where there is none.
+        training: how the unlearning went, and the hashes of the model's files.
+    """
+
+    plan: Plan
+    request: Request
+    model: str
+    original: str | None
+    hashes: dict[str, str]
+    control: str | None
+    training: dict[str, Any]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write what `read_json` gives back, with sorted keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

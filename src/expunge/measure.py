@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.audit.snapshot import Snapshot, snapshot
-from expunge.audit.utility import passages
 from expunge.data.collate import Encoder
+from expunge.data.sources import passages
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.scores import ItemScore, score_items
 from expunge.models.smollm import model_source
 from expunge.models.storage import weights_hash
 from expunge.progress import Progress
-from expunge.recipe import Recipe
+from expunge.recipe import Plan
 from expunge.report.record import ModelPart
 from expunge.request import Request
 
@@ -37,9 +37,9 @@ class Measured:
         return " ".join(digest for name, digest in sorted(self.hashes.items()) if name.startswith("tokenizer."))
 
 
-def encoder_of(loaded: LoadedModel, recipe: Recipe) -> Encoder:
-    """How the recipe's prompts are put to this model."""
-    return Encoder(loaded.tokenizer, recipe.template)
+def encoder_of(loaded: LoadedModel, plan: Plan) -> Encoder:
+    """How the plan's prompts are put to this model."""
+    return Encoder(loaded.tokenizer, plan.template)
 
 
 def with_text(request: Request) -> Request:
@@ -48,11 +48,11 @@ def with_text(request: Request) -> Request:
 
 
 def measure(
-    path: str, recipe: Recipe, request: Request, reference: Measured | None = None, progress: Progress | None = None
+    path: str, plan: Plan, request: Request, reference: Measured | None = None, progress: Progress | None = None
 ) -> Measured:
     """Load the model at `path`, measure it, and let go of it."""
-    loaded = load_model(path, dtype=recipe.dtype, revision=None if reference else recipe.revision, device=recipe.device)
-    encoder = encoder_of(loaded, recipe)
+    loaded = load_model(path, dtype=plan.dtype, revision=None if reference else plan.revision, device=plan.device)
+    encoder = encoder_of(loaded, plan)
     taken = snapshot(
         loaded.model,
         encoder,
@@ -64,17 +64,17 @@ def measure(
         name=str(loaded.model.config.model_type) + " " + loaded.folder.name,
         source=_source(loaded),
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
-        dtype=recipe.dtype,
-        template=recipe.template,
+        dtype=plan.dtype,
+        template=plan.template,
         bos=str(encoder.describe()["bos"]),
     )
     return Measured(taken, dict(loaded.hashes), part)
 
 
-def score_forget(path: str, recipe: Recipe, request: Request) -> tuple[ItemScore, ...]:
+def score_forget(path: str, plan: Plan, request: Request) -> tuple[ItemScore, ...]:
     """Scores of the forget items by the model at `path`."""
-    loaded = load_model(path, dtype=recipe.dtype, device=recipe.device)
-    return score_items(loaded.model, encoder_of(loaded, recipe), request.forget)
+    loaded = load_model(path, dtype=plan.dtype, device=plan.device)
+    return score_items(loaded.model, encoder_of(loaded, plan), request.forget)
 
 
 def _source(loaded: LoadedModel) -> str:

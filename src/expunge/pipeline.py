@@ -6,37 +6,33 @@ The page is rendered by matplotlib, which is imported where it is needed: a trai
 from __future__ import annotations
 
 import json
-import logging
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from expunge.assemble import Parts, assemble
+from expunge.assemble import Basis, Parts, assemble
+from expunge.attacking import attack_model, choose, stored_attack
 from expunge.attacks.base import AttackResult
-from expunge.attacks.catalogue import kind_of, make_attack, settings_of
-from expunge.audit.attribution import Attribution, attributions
-from expunge.audit.influence import rho
+from expunge.attacks.catalogue import make_attack
 from expunge.audit.verdict import at_or_below
-from expunge.data.collate import Encoder
-from expunge.errors import InputError, VerdictBelow, nearest
-from expunge.folder import RunFolder, read_json
+from expunge.data.twins import scored_twins
+from expunge.errors import InputError, VerdictBelow
+from expunge.folder import RunFolder, Subject, write_json
 from expunge.measure import Measured, encoder_of, measure, score_forget
-from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
-from expunge.models.load import load_model
+from expunge.models.load import load_model, model_folder
 from expunge.models.memory import peak_bytes
 from expunge.models.scores import score_items
 from expunge.models.storage import weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.progress import Named, Progress, Silent
-from expunge.recipe import Recipe
+from expunge.recipe import Comparison, Plan, Recipe, called
+from expunge.report.parts import RecipePart
 from expunge.report.record import Record
 from expunge.request import Request
 from expunge.source import Source, prepare
@@ -46,8 +42,6 @@ from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import join_processes, main_process_first
-
-log = logging.getLogger(__name__)
 
 TOP_LEVEL = ("seed", "dtype", "device", "revision")
 
@@ -149,7 +143,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         "history": [step.to_json() for step in result.history],
         "hashes": folder_hashes(folder.model),
     }
-    _write_json(folder.training, training)
+    write_json(folder.training, training)
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
     return result
 
@@ -163,19 +157,20 @@ def attack(
     """Run attacks on a finished run, and on its control; finished ones with the same settings are kept.
 
     Args:
-        names: of the attacks; the recipe's where None.
+        names: of attacks and of suites; the recipe's where None.
         settings: dotted `attack-name.setting`, or bare for every attack that has it.
     """
     folder = RunFolder(path)
-    folder.require_model()
-    recipe, request = folder.load_recipe(), folder.load_request()
-    chosen = _attacks(recipe, request, names, settings or {})
-    source = read_json(folder.source)
-    work = partial(_attack_model, recipe=recipe, request=request, chosen=chosen, original=source["model"])
-    results = work(str(folder.model), folder=folder.attacks, progress=progress, probed=True)
-    if source.get("control"):
+    subject = folder.load_subject()
+    plan, request = subject.plan, subject.request
+    work = partial(
+        attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=subject.original
+    )
+    twins = None if subject.control else scored_twins(request)
+    results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
+    if subject.control:
         told = Named(progress or Silent(), "control")
-        work(source["control"], folder=folder.control_attacks, like=results, progress=told)
+        work(subject.control, folder=folder.control_attacks, like=results, progress=told)
     return list(results.values())
 
 
@@ -183,8 +178,7 @@ def attack_checkpoint(
     model: str, recipe: Recipe, request: Request, folder: Path, progress: Progress | None = None
 ) -> dict[str, AttackResult]:
     """The recipe's attacks on another checkpoint or request than those of its run; results are stored in `folder`."""
-    chosen = _attacks(recipe, request, None, {})
-    return _attack_model(model, recipe=recipe, request=request, chosen=chosen, folder=folder, progress=progress)
+    return attack_model(model, plan=recipe, request=request, chosen=choose(recipe), folder=folder, progress=progress)
 
 
 def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Measured] | None = None) -> Record:
@@ -194,39 +188,56 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
         baselines: measured originals by what they depend on; filled here, so that several runs can share one.
     """
     folder = RunFolder(path)
-    folder.require_model()
-    recipe, request = folder.load_recipe(), folder.load_request()
-    source, training = read_json(folder.source), read_json(folder.training)
+    subject = folder.load_subject()
     start = time.perf_counter()
-    baselines = baselines if baselines is not None else {}
-    key = json.dumps(
-        [source["model"], source["hashes"], request.hashes(), recipe.template, recipe.dtype], sort_keys=True
-    )
-    if key not in baselines:
-        baselines[key] = measure(source["model"], recipe, request, progress=progress)
-    before = baselines[key]
-    after = measure(str(folder.model), recipe, request, before, progress)
-    control = score_forget(source["control"], recipe, request) if source["control"] else None
+    basis, after = _measured(subject, progress, baselines if baselines is not None else {})
+    plan, training = subject.plan, subject.training
+    control = score_forget(subject.control, plan, subject.request) if subject.control else None
     attacks = [
-        (_load_attack(file), _load_attack(folder.control_attacks / file.name) if source["control"] else None)
+        (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
         for file in sorted(folder.attacks.glob("*.json"))
     ]
     stages = {
-        "unlearning": training["stage_seconds"],
+        **({"unlearning": training["stage_seconds"]} if training["stage_seconds"] else {}),
         "attacks": sum(result.seconds for result, _ in attacks),
         "audit": time.perf_counter() - start,
     }
-    peak = max(training["peak_bytes"], peak_bytes())
     record = assemble(
-        Parts(recipe, request, _method(recipe), before, after, attacks, control, training, stages, peak)
+        Parts(
+            plan=plan,
+            request=subject.request,
+            recipe=_how(plan, training),
+            basis=basis,
+            after=after,
+            attacks=attacks,
+            control=control,
+            training=training,
+            stages=stages,
+            seeds={"data": plan.data.seed, **({"unlearning": plan.seed} if isinstance(plan, Recipe) else {})},
+            peak_bytes=max(training["peak_bytes"], peak_bytes()),
+        )
     ).canonical()
     from expunge.report.card import render_card
     from expunge.report.html import render
 
     atomic_write_text(folder.record, record.dumps())
     atomic_write_text(folder.report, render([record]))
-    atomic_write_text(folder.model / "README.md", render_card(record))
+    if folder.model.is_dir():
+        atomic_write_text(folder.model / "README.md", render_card(record))
     return record
+
+
+def _measured(subject: Subject, progress: Progress | None, baselines: dict[str, Measured]) -> tuple[Basis, Measured]:
+    """What the model is compared with, and the model, measured one after the other."""
+    plan, request = subject.plan, subject.request
+    if subject.original is None:
+        after = measure(subject.model, plan, request, progress=progress)
+        return Basis.assumed(after), after
+    key = json.dumps([subject.original, subject.hashes, request.hashes(), plan.template, plan.dtype], sort_keys=True)
+    if key not in baselines:
+        baselines[key] = measure(subject.original, plan, request, progress=progress)
+    before = baselines[key]
+    return Basis(before), measure(subject.model, plan, request, before, progress)
 
 
 def report(runs: Sequence[Path], output: Path | None = None) -> Path:
@@ -250,25 +261,24 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     from expunge.report.html import render
 
     folder = RunFolder(path)
-    record, request, recipe = Record.load(folder.record), folder.load_request(), folder.load_recipe()
+    record, subject = Record.load(folder.record), folder.load_subject()
+    request, place = subject.request, model_folder(subject.model)
     if record.hashes.data != request.hashes():
         raise InputError("The stored request is not the record's.", str(folder.request), "Audit the run again.")
-    stored, found = read_json(folder.training)["hashes"], folder_hashes(folder.model)
+    stored, found = subject.training["hashes"], folder_hashes(place)
     for name, digest in stored.items():
         if name != "README.md" and found.get(name) != digest:
-            raise InputError(
-                "A file of the model has changed.", str(folder.model / name), "Run `expunge unlearn` again."
-            )
+            raise InputError("A file of the model has changed.", str(place / name), "Make the run again.")
     if weights_hash(found) != record.hashes.weights_after:
         raise InputError("The record is of other weights.", str(folder.record), "Audit the run again.")
     lines = ["request: hashes as in the record", f"model: {len(stored)} files as saved"]
     if folder.report.is_file() and folder.report.read_text(encoding="utf-8") != render([record]):
         raise InputError("The page is not the record's.", str(folder.report), "Render it again: `expunge report RUN`.")
     lines.append("report: renders from the record, byte for byte")
-    loaded = load_model(folder.model, dtype=recipe.dtype, device=recipe.device)
+    loaded = load_model(subject.model, dtype=subject.plan.dtype, device=subject.plan.device)
     known = {item.id: item.after.log_odds for item in record.items if item.split == "forget"}
     examples = random.Random(0).sample(request.forget, min(sample, len(request.forget)))
-    for item in score_items(loaded.model, encoder_of(loaded, recipe), examples):
+    for item in score_items(loaded.model, encoder_of(loaded, subject.plan), examples):
         told = known[item.id]
         if told is not None and abs(item.log_odds - told) > 1e-2:
             raise InputError(
@@ -288,97 +298,25 @@ def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, 
     folder.create(recipe)
     atomic_write_text(folder.recipe, recipe.to_yaml())
     source.request.save(folder.request)
-    _write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})
+    write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})
+
+
+def _how(plan: Plan, training: dict[str, Any]) -> RecipePart:
+    """How the model was made, as far as it is known."""
+    if isinstance(plan, Comparison):
+        elsewhere = "not known: the model was made elsewhere"
+        return RecipePart(method=called(plan.model), objective=elsewhere, parametrization="")
+    assert isinstance(plan, Recipe)
+    method = _method(plan)
+    return RecipePart(
+        method=plan.method,
+        objective=repr(method.objective),
+        transform=", ".join(map(repr, method.transforms)),
+        parametrization=repr(method.parametrization),
+        benchmark=plan.data.benchmark or "",
+        arguments=json.loads(json.dumps({**training["arguments"], **plan.settings})),
+    )
 
 
 def _method(recipe: Recipe) -> Method:
     return build_method(recipe.method, recipe.transform, recipe.settings)
-
-
-def _attacks(
-    recipe: Recipe, request: Request, names: Sequence[str] | None, settings: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Settings by attack; relearn-related is left out, with a warning, where the recipe alone asks and no data can."""
-    chosen = {name: dict(recipe.attacks.get(name, {})) for name in (names or recipe.attacks)}
-    for name in [name for name in chosen if kind_of(name) == "relearn-related"]:
-        if names is None and not request.attack:
-            del chosen[name]
-            log.warning("%s is left out: the request has no facts of the same kind about others.", name)
-    for key, value in settings.items():
-        name, dot, setting = key.rpartition(".")
-        if dot and name not in chosen:
-            raise InputError(f"No attack {name!r} is run.", f"--set {key}", nearest(name, chosen))
-        owners = [name] if dot else [each for each in chosen if setting in settings_of(each)]
-        if not owners:
-            raise InputError(f"No attack has the setting {key!r}.", f"--set {key}", "Say attack-name.setting=value.")
-        for owner in owners:
-            chosen[owner][setting] = value
-    for name, values in chosen.items():
-        make_attack(name, values)
-    return chosen
-
-
-def _attack_model(
-    model: str,
-    *,
-    recipe: Recipe,
-    request: Request,
-    chosen: Mapping[str, Mapping[str, Any]],
-    folder: Path,
-    progress: Progress | None,
-    original: str | None = None,
-    like: Mapping[str, AttackResult] | None = None,
-    probed: bool = False,
-) -> dict[str, AttackResult]:
-    """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
-    which was made from `original`.
-
-    With `probed` the results say what an attack changed inside (rho).
-    """
-    loaded = load_model(model, dtype=recipe.dtype, device=recipe.device)
-    encoder = encoder_of(loaded, recipe)
-    probe, before = _probe(loaded.model, encoder, request, wanted=probed)
-    results = {}
-    for name, settings in chosen.items():
-        result, seen = make_attack(name, settings).run(
-            loaded.model,
-            encoder,
-            request,
-            progress=progress,
-            probe=probe,
-            cells=folder / "cells",
-            like=like[name] if like else None,
-            original=original,
-        )
-        if seen is not None and before is not None:
-            result = replace(result, rho=rho(before, seen))
-        result = replace(result, name=name)
-        _write_json(folder / f"{name}.json", result.to_json())
-        results[name] = result
-    return results
-
-
-def _probe(
-    model: PreTrainedModel, encoder: Encoder, request: Request, *, wanted: bool
-) -> tuple[Callable[[PreTrainedModel], Attribution] | None, Attribution | None]:
-    """What looks into an attacked model, and what it saw before the attack; nothing where the family is unknown."""
-    if not wanted or model.config.model_type not in FAMILIES:
-        return None, None
-    examples = request.forget[:64]
-
-    def look(attacked: PreTrainedModel) -> Attribution:
-        return attributions(attacked, encoder, examples)
-
-    return look, look(model)
-
-
-def _load_attack(path: Path) -> AttackResult:
-    try:
-        return AttackResult.from_json(read_json(path))
-    except ValueError as error:
-        raise InputError("A stored attack is damaged.", str(path), "Run `expunge attack` again.") from error
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

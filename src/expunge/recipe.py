@@ -60,40 +60,31 @@ class Data(_Strict):
     def _one_source(self) -> Self:
         if self.benchmark and (self.forget or self.retain or self.attack or self.test):
             raise ValueError("name a benchmark or files, not both")
-        if not self.benchmark and not (self.forget and self.retain):
+        if not self.benchmark and not self.forget:
             raise ValueError("name a benchmark, or both `forget` and `retain` files")
         return self
 
 
-class Recipe(_Strict):
-    """All choices of one run.
+class Plan(_Strict):
+    """What measuring and attacking depend on, however the model came about.
 
     Args:
-        model: a folder, a Hub id, `smollm2` (the demo's model), or `trained` (the benchmark trains a small one itself).
         control: a folder with a model that never knew the facts; `trained` models bring their own.
-        method: a name of `expunge list methods`.
-        transform: a gradient transform put in the place of the method's own.
-        settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
-        unlearn: arguments of the loop (`UnlearnArguments`).
-        attacks: names, each with its settings or none; a label after @ lets one attack stand there several times.
-        seed: of the loop; the data have their own.
+        revision: of the Hub id of the model before unlearning.
+        dtype: of all models.
         template: `plain` prompts or the tokenizer's `chat` template.
+        device: of all models.
+        attacks: names, each with its settings or none; a label after @ lets one attack stand there several times.
         output: the folder of the run.
     """
 
-    model: str
     data: Data
-    method: str = DEFAULT_METHOD
-    transform: str | None = None
     control: str | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     template: Literal["plain", "chat"] = "plain"
     device: str = "cpu"
-    settings: dict[str, Any] = Field(default_factory=dict)
-    unlearn: dict[str, Any] = Field(default_factory=dict)
     attacks: dict[str, dict[str, Any]] = Field(default_factory=_standard_attacks)
-    seed: int = 0
     output: str = "runs/run"
 
     @model_validator(mode="before")
@@ -108,30 +99,79 @@ class Recipe(_Strict):
         return value
 
     def to_yaml(self) -> str:
-        """The recipe as YAML that `Recipe.load` reads back to an equal one."""
+        """The plan as YAML that `load` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @classmethod
-    def of(cls, tree: dict[str, Any], where: str) -> Recipe:
-        """A recipe out of plain values; InputError names each key at fault and the nearest valid one."""
+    def of(cls, tree: dict[str, Any], where: str) -> Self:
+        """A plan out of plain values; InputError names each key at fault and the nearest valid one."""
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise InputError(_explain(error), where, "See docs/reference/recipe.md.") from None
+            raise InputError(_explain(error, cls), where, "See docs/reference/recipe.md.") from None
 
     @classmethod
-    def load(cls, path: Path, settings: dict[str, Any] | None = None) -> Recipe:
-        """The recipe in `path` with `settings` (dotted keys) laid over it."""
+    def load(cls, path: Path, settings: dict[str, Any] | None = None) -> Self:
+        """The plan in `path` with `settings` (dotted keys) laid over it."""
         return cls.of(assign(read_yaml(path), settings or {}), str(path))
 
 
-def _explain(error: ValidationError) -> str:
+class Recipe(Plan):
+    """All choices of one run.
+
+    Args:
+        model: a folder, a Hub id, `smollm2` (the demo's model), or `trained` (the benchmark trains a small one itself).
+        method: a name of `expunge list methods`.
+        transform: a gradient transform put in the place of the method's own.
+        settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
+        unlearn: arguments of the loop (`UnlearnArguments`).
+        seed: of the loop; the data have their own.
+    """
+
+    model: str
+    method: str = DEFAULT_METHOD
+    transform: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    unlearn: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _something_stays(self) -> Self:
+        if not self.data.benchmark and not self.data.retain:
+            raise ValueError("name a benchmark, or both `forget` and `retain` files")
+        return self
+
+
+class Comparison(Plan):
+    """An audit of a model that was made elsewhere, by any tool.
+
+    Args:
+        model: the folder or Hub id that is audited.
+        base: the model before unlearning; absent where it is not at hand.
+    """
+
+    model: str
+    base: str | None = None
+
+    @model_validator(mode="after")
+    def _revision_is_of_the_base(self) -> Self:
+        if self.revision and not self.base:
+            raise ValueError("`revision` is that of the base, and there is none")
+        return self
+
+
+def called(model: str) -> str:
+    """A model's name for people, without this machine's paths: of its folder, or the Hub id."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _explain(error: ValidationError, plan: type[Plan]) -> str:
     """One sentence per fault: key, what is wrong, and the nearest valid key for a misspelt one."""
     sentences = []
     for fault in error.errors():
         key = ".".join(map(str, fault["loc"])) or "recipe"
         if fault["type"] == "extra_forbidden":
-            owner: type[BaseModel] = Data if fault["loc"][0] == "data" else Recipe
+            owner: type[BaseModel] = Data if fault["loc"][0] == "data" else plan
             sentences.append(f"Unknown key {key!r}. {nearest(str(fault['loc'][-1]), owner.model_fields)}")
         else:
             given = "" if fault["type"] == "missing" else f", not {fault['input']!r}"

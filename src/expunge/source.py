@@ -115,7 +115,7 @@ def _request(recipe: Recipe, model: str) -> Request:
     """The request from files, or from a benchmark among facts that the model knows."""
     data = recipe.data
     if data.benchmark is None:
-        return _from_files(recipe)
+        return from_files(data, recipe.template)
     benchmark = chosen(data, BENCHMARKS)
     return built(benchmark, data, known_by(model, recipe))
 
@@ -139,9 +139,8 @@ def built(benchmark: Benchmark[T], data: Data, known: Known | None) -> T:
     return benchmark.build(known=known, seed=data.seed, **place, **data.settings)
 
 
-def _from_files(recipe: Recipe) -> Request:
-    """The request that the recipe's files spell out."""
-    data = recipe.data
+def from_files(data: Data, template: Template) -> Request:
+    """The request that the files of `data` spell out."""
     assert data.forget is not None
     return read_request(
         data.forget,
@@ -150,7 +149,7 @@ def _from_files(recipe: Recipe) -> Request:
         test=data.test,
         text=data.text,
         seed=data.seed,
-        template=recipe.template,
+        template=template,
     )
 
 

@@ -21,7 +21,7 @@ from expunge.models.quiet import quiet
 from expunge.models.smollm import cache_folder, fetch_smollm2, model_source
 from expunge.models.storage import disk_errors, folder_hashes
 
-__all__ = ["DTYPES", "LoadedModel", "cache_folder", "fetch_smollm2", "load_model", "model_source"]
+__all__ = ["DTYPES", "LoadedModel", "cache_folder", "fetch_smollm2", "load_model", "model_folder", "model_source"]
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,7 +68,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}.", "dtype", nearest(dtype, DTYPES))
-    folder = _folder(str(path), revision)
+    folder = model_folder(path, revision)
     with quiet():
         _check_config(folder)
         _check_weights(folder)
@@ -83,7 +83,9 @@ def load_model(
     return LoadedModel(model.train(False), tokenizer, str(path), folder, revision)
 
 
-def _folder(path: str, revision: str | None) -> Path:
+def model_folder(path: str | Path, revision: str | None = None) -> Path:
+    """The local folder of the model at `path`, fetched if that is a Hub id; errors as in `load_model`."""
+    path = str(path)
     local = Path(path).expanduser()
     if local.is_dir():
         return local

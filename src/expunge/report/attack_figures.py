@@ -17,8 +17,8 @@ VARIANTS = 16
 
 
 def recovery_panels(runs: Sequence[Labelled]) -> list[Panel]:
-    """Recovery of every attack with its interval, the highest first, one panel per run."""
-    rows = [[_dot(attack) for attack in run.record.ranked] for run in runs]
+    """Recovery of every attack, where it means something, with its interval, the highest first; one panel per run."""
+    rows = [[_dot(attack) for attack in run.record.ranked if attack.known] for run in runs]
     limits = grammar.padded(
         [-0.02, *(v for dots in rows for d in dots for v in (d.recovery, d.low, d.high) if v is not None)]
     )
@@ -32,9 +32,9 @@ def recovery_panels(runs: Sequence[Labelled]) -> list[Panel]:
 
 
 def _dot(attack: Attack) -> Dot:
-    """Hollow where the recovery means nothing or decides nothing."""
+    """Hollow where it decides nothing."""
     low, high = attack.recovery_low, attack.recovery_high
-    return Dot(plain(attack.name), attack.recovery, low, high, hollow=low is None or high is None or not attack.counts)
+    return Dot(plain(attack.name), attack.recovery, low, high, hollow=not attack.counts)
 
 
 def _thresholds(record: Record) -> Limits:

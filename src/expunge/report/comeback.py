@@ -55,8 +55,8 @@ def shares(record: Record, attack: Attack) -> tuple[float, ...]:
 
 
 def knowledge(record: Record, attack: Attack) -> float | None:
-    """s(original) - s(control, 0), what there was to bring back, in nats; None where the record holds no interval."""
-    if attack.recovery_low is None or attack.recovery_high is None:
+    """s(original) - s(control, 0), what there was to bring back, in nats; None where it says that R means nothing."""
+    if not attack.known:
         return None
     known = [
         item.before.log_odds

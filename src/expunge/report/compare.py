@@ -91,7 +91,7 @@ def _dominates(better: Standing, worse: Standing) -> bool:
 def _recovery(record: Record) -> float | None:
     """R under the strongest attack; None where no attack was run or R means nothing."""
     strongest = record.strongest
-    return None if strongest is None or strongest.recovery_low is None else strongest.recovery
+    return None if strongest is None or not strongest.known else strongest.recovery
 
 
 def comparison(runs: Sequence[Labelled]) -> Comparison:

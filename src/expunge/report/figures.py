@@ -13,7 +13,7 @@ from expunge.report import charts, grammar
 from expunge.report.canvas import to_svg
 from expunge.report.charts import Bar, Frame, Pair
 from expunge.report.grammar import Limits
-from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
+from expunge.report.record import NO_CONTROL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
 from expunge.report.words import number, percent, plain, quantity, signed
 
 
@@ -89,7 +89,7 @@ def _bars(record: Record, metric: str) -> list[Bar]:
     """Levels of one metric; the control is drawn only where a control model was measured."""
     forget = record.scores.forget
     bars = [_bar("before", "before", forget.before, metric), _bar("after", "after", forget.after, metric)]
-    measured = record.control.kind == GOLD_MODEL
+    measured = record.control.kind != NO_CONTROL
     for attack in record.ranked:
         control = (attack.control.log_odds if metric == "log_odds" else attack.control.accuracy) if measured else None
         bars.append(_bar(plain(attack.name), "attack", attack, metric, control))

@@ -48,8 +48,7 @@ def _rising(record: Record) -> str:
 
 def _weightless(record: Record) -> str:
     names = [plain(attack.name) for attack in record.ranked if not attack.counts]
-    why = "they can find an answer by themselves, and no control model was attacked with them"
-    return f"These attacks decide nothing: {', '.join(names)}; {why}." if names else ""
+    return f"Attacks that decide nothing: {', '.join(names)}. The reasons of the verdict say why." if names else ""
 
 
 def _control(record: Record) -> str:

@@ -12,6 +12,7 @@ from expunge.request import FORGET_GROUPS, RETAIN_GROUPS
 SHOULD_GO, SHOULD_STAY = FORGET_GROUPS, RETAIN_GROUPS
 NO_CONTROL = "log-odds 0 and chance accuracy"
 GOLD_MODEL = "gold model"
+MADE_UP = "made-up subjects"
 
 Verdict = Literal["ERASED", "HIDDEN", "NOT FORGOTTEN", "BROKEN", "INCONCLUSIVE"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -117,7 +118,7 @@ class Attack(Part):
     accuracy, log_odds: at `best`. recovery: R of the log-odds, 0 = nothing came back, 1 = everything, may leave that
     range. start: scores of the same held-out items before the attack. rho: correlation of attributions before and after
     it. samples: greedy words after the attack by item id. budget: what the attack could spend, in words. counts: False
-    for an attack that finds answers by itself and was made on no control; such a one decides no verdict.
+    for an attack that decides no verdict: it finds answers by itself and was made on no control, or has its own scale.
     """
 
     name: str
@@ -141,6 +142,11 @@ class Attack(Part):
     samples: dict[str, str] = {}
     seconds: float = 0.0
     counts: bool = True
+
+    @property
+    def known(self) -> bool:
+        """Whether the recovery means something: the original knew more than the control."""
+        return self.recovery_low is not None and self.recovery_high is not None
 
     @property
     def trains(self) -> bool:
@@ -303,5 +309,5 @@ class ModelPart(Part):
 class Control(Part):
     """What recovery was measured against, and a sentence that says what this means."""
 
-    kind: Literal["gold model", "log-odds 0 and chance accuracy"]
+    kind: Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
     sentence: str

@@ -89,9 +89,8 @@ def _score_cells(change: Change) -> tuple[str, ...]:
 
 
 def _recovery(attack: Attack) -> str:
-    """`62 % (43 to 81 %)`."""
-    bounds = interval(attack)
-    return percent(attack.recovery) + (f" ({bounds})" if bounds else "")
+    """`62 % (43 to 81 %)`; nothing where it means nothing."""
+    return f"{percent(attack.recovery)} ({interval(attack)})" if attack.known else NONE
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def _attack_row(place: int, run: Labelled, attack: Attack) -> AttackRow:
     """
     best, half = attack.best, comeback.needed(run.record, attack)
     numbers = {
-        "recovery": attack.recovery,
+        "recovery": attack.recovery if attack.known else None,
         "accuracy": attack.accuracy,
         "log_odds": attack.log_odds,
         "facts": attack.start.n,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from expunge.report.figures import Labelled
-from expunge.report.record import GOLD_MODEL, Attack
+from expunge.report.record import NO_CONTROL, Attack
 from expunge.report.words import NONE, count, number, percent, plain, quantity, signed, visible
 
 SIDE_BY_SIDE = 3
@@ -43,7 +43,8 @@ class Card:
 
 def card(run: Labelled) -> Card:
     """The verdict of `run` in words."""
-    record, attack = run.record, run.record.strongest
+    record, strongest = run.record, run.record.strongest
+    attack = strongest if strongest and strongest.known else None
     details = record.verdict_details
     mid = attack.recovery if attack else 0.0
     low = mid if attack is None or attack.recovery_low is None else attack.recovery_low
@@ -120,13 +121,14 @@ def listed(words: Sequence[str]) -> str:
 def said_of_attacks(runs: Sequence[Labelled]) -> str:
     """Which attack brought back most, per run."""
     found = [(run.label, run.record.strongest) for run in runs]
-    said = [f"{label} {percent(a.recovery)} under {plain(a.name)}" for label, a in found if a]
-    return f"Most came back: {'; '.join(said)}." if said else "No attack was run."
+    said = [f"{label} {percent(a.recovery)} under {plain(a.name)}" for label, a in found if a and a.known]
+    none = "No attack was run." if not any(a for _, a in found) else "Nothing was known that could come back."
+    return f"Most came back: {'; '.join(said)}." if said else none
 
 
 def said_of_control(runs: Sequence[Labelled]) -> str:
     """What the control is, in the records' own sentences."""
-    measured = any(run.record.control.kind == GOLD_MODEL for run in runs)
+    measured = any(run.record.control.kind != NO_CONTROL for run in runs)
     mark = "Diamonds mark the control. " if measured else "The dashed line is also the control. "
     return mark + " ".join(dict.fromkeys(visible(run.record.control.sentence) for run in runs))
 

@@ -1,0 +1,136 @@
+"""Attacks on a checkpoint on disk, as a plan, a suite or a command line chooses them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from expunge.attacks.base import AttackResult
+from expunge.attacks.catalogue import make_attack, settings_of
+from expunge.attacks.suites import Chosen, expand
+from expunge.audit.attribution import Attribution, attributions
+from expunge.audit.influence import rho
+from expunge.data.collate import Encoder
+from expunge.data.example import Example
+from expunge.errors import InputError, nearest
+from expunge.folder import read_json, write_json
+from expunge.measure import encoder_of
+from expunge.models.architecture import FAMILIES
+from expunge.models.load import load_model
+from expunge.progress import Progress
+from expunge.recipe import Plan
+from expunge.request import Request
+
+log = logging.getLogger(__name__)
+
+
+def choose(
+    plan: Plan, names: Sequence[str] | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[str, Chosen]:
+    """What is to be run, in order: the attacks and suites of `names`, or those of the plan, which are all optional.
+
+    Args:
+        settings: dotted `attack-name.setting`, or bare for every attack that has it.
+
+    Raises:
+        InputError: an unknown attack or suite, or a setting that no attack, or not the named one, has.
+    """
+    chosen = (
+        {name: Chosen(dict(own), optional=True) for name, own in plan.attacks.items()}
+        if names is None
+        else expand(names, plan.attacks)
+    )
+    for key, value in (settings or {}).items():
+        name, dot, setting = key.rpartition(".")
+        if dot and name not in chosen:
+            raise InputError(f"No attack {name!r} is run.", f"--set {key}", nearest(name, chosen))
+        owners = [name] if dot else [each for each in chosen if setting in settings_of(each)]
+        if not owners:
+            raise InputError(f"No attack has the setting {key!r}.", f"--set {key}", "Say attack-name.setting=value.")
+        for owner in owners:
+            chosen[owner].settings[setting] = value
+    for name, each in chosen.items():
+        make_attack(name, each.settings)
+    return chosen
+
+
+def attack_model(
+    model: str,
+    *,
+    plan: Plan,
+    request: Request,
+    chosen: Mapping[str, Chosen],
+    folder: Path,
+    progress: Progress | None,
+    original: str | None = None,
+    like: Mapping[str, AttackResult] | None = None,
+    probed: bool = False,
+    twins: Mapping[str, Example] | None = None,
+) -> dict[str, AttackResult]:
+    """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
+    which was made from `original`; `twins` are scored beside the items.
+
+    With `probed` the results say what an attack changed inside (rho). An optional attack that refuses the request or
+    the model is left out with a warning, unless all do.
+    """
+    loaded = load_model(model, dtype=plan.dtype, device=plan.device)
+    encoder = encoder_of(loaded, plan)
+    probe, before = _probe(loaded.model, encoder, request, wanted=probed)
+    results: dict[str, AttackResult] = {}
+    refusal: InputError | None = None
+    for name, each in chosen.items():
+        if like is not None and name not in like:
+            continue
+        try:
+            result, seen = make_attack(name, each.settings).run(
+                loaded.model,
+                encoder,
+                request,
+                progress=progress,
+                probe=probe,
+                cells=folder / "cells",
+                like=like[name] if like else None,
+                original=original,
+                twins=twins,
+            )
+        except InputError as error:
+            if not each.optional or like is not None:
+                raise
+            log.warning("%s is left out: %s", name, error.what)
+            refusal = error
+            continue
+        if seen is not None and before is not None:
+            result = replace(result, rho=rho(before, seen))
+        result = replace(result, name=name)
+        write_json(folder / f"{name}.json", result.to_json())
+        results[name] = result
+    if refusal is not None and not results:
+        raise refusal
+    return results
+
+
+def stored_attack(path: Path) -> AttackResult:
+    """The result in the file `path`; InputError where it is missing or damaged."""
+    try:
+        return AttackResult.from_json(read_json(path))
+    except ValueError as error:
+        raise InputError("A stored attack is damaged.", str(path), "Run `expunge attack` again.") from error
+
+
+def _probe(
+    model: PreTrainedModel, encoder: Encoder, request: Request, *, wanted: bool
+) -> tuple[Callable[[PreTrainedModel], Attribution] | None, Attribution | None]:
+    """What looks into an attacked model, and what it saw before the attack; nothing where the family is unknown."""
+    if not wanted or model.config.model_type not in FAMILIES:
+        return None, None
+    examples = request.forget[:64]
+
+    def look(attacked: PreTrainedModel) -> Attribution:
+        return attributions(attacked, encoder, examples)
+
+    return look, look(model)
