@@ -32,7 +32,7 @@ from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
 from expunge.recipe import Plan
 from expunge.report import record as schema
-from expunge.request import RETAIN_GROUPS, Request
+from expunge.request import FORGET_GROUPS, RETAIN_GROUPS, Request
 
 Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
@@ -259,7 +259,7 @@ def _scores(parts: Parts) -> schema.Scores:
             after=_score(after.forget, list(after.rouge_l.values())),
         ),
         retain=change(before.retain, after.retain),
-        test=groups.get("held_out", next(iter(groups.values()), empty)),
+        test=groups.get("held_out", next((groups[name] for name in groups if name not in FORGET_GROUPS), empty)),
         groups=groups,
     )
 

@@ -26,7 +26,7 @@ def run(name: str, recovery: float, kept: float) -> Record:
     before = score(2.2, 48, 0.4).model_copy(update={"accuracy": 1.0})
     after = before.model_copy(update={"accuracy": before.chance + kept * (1 - before.chance)})
     change = record.scores.retain.model_copy(update={"before": before, "after": after})
-    scores = record.scores.model_copy(update={"retain": change, "test": change})
+    scores = record.scores.model_copy(update={"retain": change, "test": change, "groups": {}})
     return record.model_copy(update={"attacks": (attack,), "scores": scores})
 
 
@@ -47,13 +47,31 @@ def test_a_run_is_dominated_by_one_that_is_no_worse_in_both_and_better_in_one(
     assert [one.dominated for one in compare.standings(runs)] == dominated
 
 
-def test_what_stayed_is_the_share_above_chance_of_whichever_set_lost_more() -> None:
-    record = run("a", 0.1, 0.25)
-    assert compare.retention(record) == pytest.approx(0.25)
-    test = make_record().scores.test
-    other = record.model_copy(update={"scores": record.scores.model_copy(update={"test": test})})
-    assert compare.retention(other) == pytest.approx(0.25)
+def test_what_stayed_is_the_share_above_chance_of_the_set_that_had_to_stay_and_lost_most() -> None:
+    record, whole = run("a", 0.1, 0.25), make_record().scores.retain
+    lost = record.scores.retain
+
+    def among(**sets: object) -> float | None:
+        return compare.retention(record.model_copy(update={"scores": record.scores.model_copy(update=sets)}))
+
+    assert compare.retention(record) == among(test=whole) == among(retain=whole) == pytest.approx(0.25)
+    assert among(retain=whole, groups={"held_out": lost}) == pytest.approx(0.25)
+    assert among(retain=whole, groups={"paraphrase": lost, "same_answer": lost}) == pytest.approx(1.0)
     assert compare.retention(bare(make_record())) is None
+
+
+def test_a_recovery_that_means_nothing_is_no_number_anywhere() -> None:
+    record = make_record()
+    unknown = tuple(
+        a.model_copy(update={"recovery": 0.0, "recovery_low": None, "recovery_high": None}) for a in record.attacks
+    )
+    record = record.model_copy(update={"attacks": unknown})
+    page = render([record])
+    assert "Nothing was known that could come back" in page and "came back under" not in page
+    assert ": recovery</figcaption>" not in page and ": what it takes</figcaption>" not in page
+    assert compare.standings(labelled([record]))[0].recovery is None
+    row = re.search(r'<tr data-run="0"><th scope="row">relearn-harmful</th><td data-value="">(.*?)</td>', page)
+    assert row and row[1] == "–"
 
 
 def test_runs_without_attack_or_kept_facts_are_in_the_table_and_not_in_the_plot() -> None:

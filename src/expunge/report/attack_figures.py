@@ -104,7 +104,7 @@ def pareto_panels(standings: Sequence[Standing]) -> list[Panel]:
     ]
     if len(points) < 2:
         return []
-    recovery = grammar.padded([p.recovery for p in points], 0.1)
+    recovery = grammar.padded([-0.03, *(p.recovery for p in points)], 0.1)
     kept = [p.retention for p in points]
     air = max(0.04, 0.1 * (max(kept) - min(kept)))
     figure = attack_charts.pareto(points, recovery, (min(kept) - air, max(kept) + air))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from expunge.report.figures import Labelled
-from expunge.report.record import Change, Record
+from expunge.report.record import NO_CONTROL, SHOULD_STAY, Change, Record
 from expunge.report.view import interval
 from expunge.report.words import NONE, duration, number, percent, plain, signed, visible
 
+OVERREACH = "same_answer"
 LEAST_MARGIN = 0.1
 """A set whose accuracy was not this far above chance before cannot tell what was lost."""
 
@@ -60,9 +61,14 @@ class Comparison:
 
 
 def retention(record: Record) -> float | None:
-    """Share of the accuracy above chance that is left, of retained or of held-out facts, whichever lost more."""
-    shares = [kept for change in (record.scores.retain, record.scores.test) if (kept := _kept(change)) is not None]
-    return min(shares, default=None)
+    """Share of the accuracy above chance that is left, of the set that had to stay and lost most.
+
+    Facts with the same answers are not among these sets: losing them is overreach, which the verdict tells of.
+    """
+    groups = record.scores.groups
+    stay = [record.scores.retain, *(groups[name] for name in SHOULD_STAY if name in groups and name != OVERREACH)]
+    sets = stay if groups else [*stay, record.scores.test]
+    return min((kept for change in sets if (kept := _kept(change)) is not None), default=None)
 
 
 def _kept(change: Change) -> float | None:
@@ -140,7 +146,7 @@ DIFFERING = ("model", "data", "control", "attacks")
 COLUMNS: tuple[tuple[str, Callable[[Record], Cell]], ...] = (
     ("model", lambda r: Cell(visible(r.model.name, 60))),
     ("data", lambda r: Cell(plain(r.recipe.benchmark or r.name or NONE))),
-    ("control", lambda r: Cell(r.control.kind)),
+    ("control", lambda r: Cell("ignorance" if r.control.kind == NO_CONTROL else r.control.kind)),
     ("came back (95 %)", _came_back),
     ("strongest attack", _strongest),
     ("attacks", lambda r: _numeric(len(r.attacks), lambda v: f"{v:.0f}")),
