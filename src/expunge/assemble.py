@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -18,8 +18,6 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
-from expunge.attacks.catalogue import ATTACKS
-from expunge.audit.alone import ASSUMED, assumed_original, decide_alone
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -27,12 +25,12 @@ from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
 from expunge.audit.probe import Probed
 from expunge.audit.utility import Kept, Language
-from expunge.audit.verdict import Verdict, decide
+from expunge.basis import Basis, Tries, counts, uncounted
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
 from expunge.recipe import Plan
 from expunge.report import record as schema
-from expunge.request import RETAIN_GROUPS, Request
+from expunge.request import FORGET_GROUPS, RETAIN_GROUPS, Request
 
 Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
 
@@ -43,36 +41,6 @@ SENTENCES: dict[Kind, str] = {
         "at chance), which part of what any model would guess after the attack counts as recovered."
     ),
 }
-
-
-Tries = Sequence[tuple[AttackResult, AttackResult | None]]
-"""Attacks, each with the same one on the control, or None."""
-
-
-def _by_evidence(evidence: Evidence, results: Sequence[AttackResult]) -> Verdict:
-    """The verdict where the original was measured."""
-    return decide(evidence)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What the model is compared with.
-
-    Args:
-        measured: the original.
-        judge: what the evidence and the attacks in it amount to.
-        note: a sentence on the original, for the reader.
-    """
-
-    measured: Measured
-    judge: Callable[[Evidence, Sequence[AttackResult]], Verdict] = _by_evidence
-    note: str = ""
-
-    @classmethod
-    def assumed(cls, after: Measured) -> Basis:
-        """An original that is not at hand, with what can be said without it; see `expunge.audit.alone`."""
-        original = Measured(assumed_original(after.snapshot), {}, after.part)
-        return cls(original, decide_alone, ASSUMED)
 
 
 @dataclass(frozen=True)
@@ -127,7 +95,7 @@ def assemble(parts: Parts) -> schema.Record:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=(*verdict.reasons, *_uncounted(parts.attacks, recoveries)),
+            reasons=(*verdict.reasons, *uncounted(parts.attacks, recoveries)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
@@ -170,22 +138,6 @@ def assemble(parts: Parts) -> schema.Record:
         ),
         model=parts.before.part,
     )
-
-
-def counts(result: AttackResult, control: AttackResult | None) -> bool:
-    """Whether a verdict may rest on the attack: it was made on a control too, or finds nothing where nothing is."""
-    kind = ATTACKS.get(result.name.partition("@")[0])
-    return control is not None or kind is None or not kind.control_only
-
-
-def _uncounted(attacks: Tries, recoveries: Sequence[Recovery]) -> list[str]:
-    """Why an attack is no evidence."""
-    return [
-        f"{result.name} does not count here: it searches for the answers or is given them, so it can reach them where "
-        f"there is no knowledge, and no model that never knew was attacked alike. It reached {share.value:.0%}."
-        for (result, control), share in zip(attacks, recoveries, strict=True)
-        if not counts(result, control)
-    ]
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
@@ -250,7 +202,7 @@ def _scores(parts: Parts) -> schema.Scores:
             after=_score(after.forget, list(after.rouge_l.values())),
         ),
         retain=change(before.retain, after.retain),
-        test=groups.get("held_out", next(iter(groups.values()), empty)),
+        test=groups.get("held_out", next((own for name, own in groups.items() if name not in FORGET_GROUPS), empty)),
         groups=groups,
     )
 
