@@ -18,9 +18,9 @@ from expunge.bench.courses import stored_courses as stored
 from expunge.bench.grid import Grid
 from expunge.console import Bars
 from expunge.settings import read_yaml
+from results_page import RESULTS, write_results
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results"
 RECORDS = RESULTS / "records" / "continual"
 PARTS = ("world_facts", "people", "scienceqa")
 
@@ -67,12 +67,9 @@ def write_page() -> None:
             picture = RESULTS / f"continual-{part}.svg"
             draw_courses(picture, courses)
             title = "Log-odds of each request over time (dots: when it was carried out) and of held-out facts (dashed)"
-            lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})\n"]
+            lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})"]
             rows += course_rows(courses)
-    notes = RESULTS / "continual.notes.md"
-    text = "\n".join(lines) + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
-    (RESULTS / "continual.md").write_text(text, encoding="utf-8")
-    (RESULTS / "continual.json").write_text(dump_course_rows(rows), encoding="utf-8")
+    write_results("continual", lines, dump_course_rows(rows))
 
 
 def _about(courses: Courses) -> str:

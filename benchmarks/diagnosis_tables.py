@@ -6,13 +6,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from expunge.audit.separation import Estimate, agreement, auc, separation
+from results_page import RESULTS, write_results
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 RECORDS = RESULTS / "records" / "diagnosis"
 
 DIAGNOSTICS = {
@@ -168,10 +167,7 @@ def tables() -> None:
         *_models(told["models"]),
         *_causal(told["causal"]),
     ]
-    notes = RESULTS / "diagnosis.notes.md"
-    end = "\n" + notes.read_text(encoding="utf-8") if notes.is_file() else ""
-    (RESULTS / "diagnosis.md").write_text("\n".join(parts) + "\n" + end, encoding="utf-8")
-    (RESULTS / "diagnosis.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_results("diagnosis", parts, json.dumps(told, indent=1) + "\n")
 
 
 HEAD = """# Diagnosis: which diagnostics tell hidden facts from erased ones

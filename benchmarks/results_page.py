@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
@@ -77,10 +77,15 @@ class Page:
             if part in self.drawn:
                 lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
         lines += [*_tuning(self.records / "tuning.json"), *_trials(self.records / "tuning_people.json")]
-        notes = RESULTS / f"{self.name}.notes.md"
-        text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
-        (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
-        (RESULTS / f"{self.name}.json").write_text(dump_json(found), encoding="utf-8")
+        write_results(self.name, lines, dump_json(found))
+
+
+def write_results(name: str, lines: Sequence[str], rows: str) -> None:
+    """Leave docs/results/NAME.md, which ends with the notes that were written by hand, and NAME.json."""
+    notes = RESULTS / f"{name}.notes.md"
+    text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(rows, encoding="utf-8")
 
 
 def _about(row: Row) -> str:

@@ -25,17 +25,21 @@ from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
 from expunge.audit.probe import Probed
 from expunge.audit.utility import Kept, Language
-from expunge.basis import Basis, Tries, counts, uncounted
+from expunge.basis import Basis, Tries, uncounted, why_uncounted
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
 from expunge.recipe import Plan
 from expunge.report import record as schema
 from expunge.request import FORGET_GROUPS, RETAIN_GROUPS, Request
 
-Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
+Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
 SENTENCES: dict[Kind, str] = {
     "gold model": "The control was trained like the original, never saw the forgotten facts, and was attacked alike.",
+    "made-up subjects": (
+        "The control is the same questions about subjects that do not exist, put to the attacked model at the same "
+        "moment or, where more is recovered that way, ignorance (log-odds 0, accuracy at chance)."
+    ),
     "log-odds 0 and chance accuracy": (
         "No model that never knew these facts is at hand: recovery is measured against ignorance (log-odds 0, accuracy "
         "at chance), which part of what any model would guess after the attack counts as recovered."
@@ -82,20 +86,19 @@ def assemble(parts: Parts) -> schema.Record:
     among the reasons.
     """
     before, after = parts.before.snapshot, parts.after.snapshot
-    recoveries = [recovery(result, before.forget, control) for result, control in parts.attacks]
+    recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control)
-    counted = [counts(result, control) for result, control in parts.attacks]
+    counted = [not why_uncounted(result, control) for result, control in parts.attacks]
     evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
     results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
     verdict = parts.basis.judge(evidence, results)
-    kind: Kind = "gold model" if parts.control is not None else "log-odds 0 and chance accuracy"
     strongest = _strongest(results or [result for result, _ in parts.attacks], verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=(*verdict.reasons, *uncounted(parts.attacks, recoveries)),
+            reasons=(*verdict.reasons, *uncounted(parts.attacks)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
@@ -104,7 +107,7 @@ def assemble(parts: Parts) -> schema.Record:
         attacks=tuple(
             _attack(result, control, share) for (result, control), share in zip(parts.attacks, recoveries, strict=True)
         ),
-        control=schema.Control(kind=kind, sentence=" ".join(filter(None, [parts.basis.note, SENTENCES[kind]]))),
+        control=_control(parts, recoveries),
         influence=_influence(before.attribution, after.attribution, "probability"),
         influence_log_odds=_influence(before.attribution, after.attribution, "log_odds"),
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
@@ -138,6 +141,16 @@ def assemble(parts: Parts) -> schema.Record:
         ),
         model=parts.before.part,
     )
+
+
+def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
+    kind: Kind = "log-odds 0 and chance accuracy"
+    if parts.control is not None:
+        kind = "gold model"
+    elif any(result.twin_ids and not share.note for (result, _), share in zip(parts.attacks, recoveries, strict=True)):
+        kind = "made-up subjects"
+    notes = dict.fromkeys(share.note for share in recoveries if share.note)
+    return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
@@ -248,7 +261,7 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         rho=result.rho,
         samples=result.samples,
         seconds=result.seconds,
-        counts=counts(result, control),
+        counts=not why_uncounted(result, control),
     )
 
 

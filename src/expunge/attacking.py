@@ -16,6 +16,7 @@ from expunge.attacks.suites import Chosen, expand
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
 from expunge.data.collate import Encoder
+from expunge.data.example import Example
 from expunge.errors import InputError, nearest
 from expunge.folder import read_json, write_json
 from expunge.measure import encoder_of
@@ -69,9 +70,10 @@ def attack_model(
     original: str | None = None,
     like: Mapping[str, AttackResult] | None = None,
     probed: bool = False,
+    twins: Mapping[str, Example] | None = None,
 ) -> dict[str, AttackResult]:
     """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
-    which was made from `original`.
+    which was made from `original`; `twins` are scored beside the items.
 
     With `probed` the results say what an attack changed inside (rho). An optional attack that refuses the request or
     the model is left out with a warning, unless all do.
@@ -94,6 +96,7 @@ def attack_model(
                 cells=folder / "cells",
                 like=like[name] if like else None,
                 original=original,
+                twins=twins,
             )
         except InputError as error:
             if not each.optional or like is not None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import ATTACKS
 from expunge.audit.alone import BEFORE, assumed_original, decide_alone
-from expunge.audit.control import Recovery
 from expunge.audit.evidence import Evidence
 from expunge.audit.verdict import Verdict, decide
 from expunge.measure import Measured
@@ -43,17 +42,23 @@ class Basis:
         return cls(original, decide_alone, BEFORE)
 
 
-def counts(result: AttackResult, control: AttackResult | None) -> bool:
-    """Whether a verdict may rest on the attack: it was made on a control too, or finds nothing where nothing is."""
+def why_uncounted(result: AttackResult, control: AttackResult | None) -> str:
+    """Why no verdict may rest on the attack; empty where it may."""
     kind = ATTACKS.get(result.name.partition("@")[0])
-    return control is not None or kind is None or not kind.control_only
+    if kind is not None and kind.own_scale:
+        return "it counts what is said, which is no share of the original's log-odds."
+    if kind is not None and kind.control_only and control is None:
+        return (
+            "it searches for the answers or is given them, so it can reach them where there is no knowledge, and no "
+            "model that never knew was attacked alike."
+        )
+    return ""
 
 
-def uncounted(attacks: Tries, recoveries: Sequence[Recovery]) -> list[str]:
-    """Why an attack is no evidence."""
+def uncounted(attacks: Tries) -> list[str]:
+    """Which attacks are no evidence, and why."""
     return [
-        f"{result.name} does not count here: it searches for the answers or is given them, so it can reach them where "
-        f"there is no knowledge, and no model that never knew was attacked alike. It reached {share.value:.0%}."
-        for (result, control), share in zip(attacks, recoveries, strict=True)
-        if not counts(result, control)
+        f"{result.name} does not count here: {why} It reached accuracy {result.best_accuracy.accuracy:.2f}."
+        for result, control in attacks
+        if (why := why_uncounted(result, control))
     ]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.audit.snapshot import Snapshot, snapshot
-from expunge.audit.utility import passages
 from expunge.data.collate import Encoder
+from expunge.data.sources import passages
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.scores import ItemScore, score_items
 from expunge.models.smollm import model_source

@@ -21,6 +21,7 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
+from expunge.data.twins import scored_twins
 from expunge.errors import InputError, VerdictBelow
 from expunge.folder import RunFolder, Subject, write_json
 from expunge.measure import Measured, encoder_of, measure, score_forget
@@ -166,7 +167,8 @@ def attack(
     work = partial(
         attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=subject.original
     )
-    results = work(subject.model, folder=folder.attacks, progress=progress, probed=True)
+    twins = None if subject.control else scored_twins(request)
+    results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
     if subject.control:
         told = Named(progress or Silent(), "control")
         work(subject.control, folder=folder.control_attacks, like=results, progress=told)

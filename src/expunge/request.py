@@ -71,6 +71,11 @@ class Request:
             if other != "attack":
                 _require_disjoint("attack", self.attack, other, examples)
 
+    def examples(self) -> tuple[Example, ...]:
+        """The records of all sets."""
+        tests = (example for group in self.test.values() for example in group)
+        return (*self.forget, *self.retain, *self.attack, *tests)
+
     def hashes(self) -> dict[str, str]:
         """sha256 of the canonical JSON of each part, keyed "forget", "retain", "test/NAME", "attack", "text"."""
         parts: dict[str, list[Any]] = {k: [e.to_json() for e in v] for k, v in self._sets().items()}

@@ -81,7 +81,7 @@ def test_the_whole_way(
     attacks = {attack["name"]: attack for attack in record["attacks"]}
     assert sorted(attacks) == ["quantise", "relearn-harmful", "relearn-harmful@half", "relearn-related"]
     assert attacks["relearn-harmful@half"]["settings"]["fraction"] == 0.5
-    assert attacks["quantise"]["budget"] == "3 variants"
+    assert attacks["quantise"]["budget"] == "4 variants"
     assert [point["variant"] for point in attacks["quantise"]["curve"]][:2] == ["as it is", "int4, groups of 32"]
     assert attacks["quantise"]["best"]["variant"] in (run / "report.html").read_text()
     assert {"erased", "hidden"} <= record["influence"].keys()

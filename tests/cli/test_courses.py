@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,8 @@ def test_what_is_no_stream_is_told(tmp_path: Path) -> None:
         run_course(Recipe.of({**files, "attacks": []}, "here"))
     with pytest.raises(InputError, match="relearn-harmful alone"):
         run_course(Recipe.of({**files, "attacks": ["quantise"]}, "here"))
+    with pytest.raises(InputError, match="with all weights"):
+        run_course(Recipe.of({**files, "attacks": {"relearn-harmful": {"lora_rank": 8}}}, "here"))
     for wrong in ("people", "people_in_request"):
         with pytest.raises(InputError, match="people_in_requests"):
             run_course(Recipe.of({**files, "data": {"benchmark": wrong}, "attacks": []}, "here"))
@@ -152,6 +155,21 @@ def score(odds: float, accuracy: float = 0.5, n: int = 10) -> SetScore:
 
 def moment(request: str, **odds: float) -> Moment:
     return Moment(request=request, sets={name: score(value) for name, value in odds.items()}, perplexity=2.0)
+
+
+def test_a_model_that_says_nothing_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from expunge.continual import course as module
+
+    says = module.text_statistics
+    monkeypatch.setattr(module, "text_statistics", lambda *given: replace(says(*given), perplexity=math.inf))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert run("--set", "methods=[graddiff]", "--set", "unlearn.max_steps=1") == 0
+    course = Course.load(Path("runs/records/graddiff-1.json"))
+    assert course.after[0].perplexity > 1e308
 
 
 def test_the_table_tells_a_request_that_comes_back() -> None:

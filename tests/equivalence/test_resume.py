@@ -8,8 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from expunge.errors import InputError
+from expunge.models.projections import save_rows
 from expunge.unlearning.objectives.base import Terms
 from expunge.unlearning.step import Moment
 from tiny import make_tiny_model
@@ -113,3 +115,18 @@ def test_checkpoints_of_another_run_are_refused(other: Run, named: str, tmp_path
         Run("graddiff", arguments={"max_steps": STEPS}).make(tmp_path, CutAfter(2))
     with pytest.raises(InputError, match=f"another run .*{named}"):
         other.make(tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_earlier_requests(tmp_path: Path) -> None:
+    earlier = tmp_path / "removed.safetensors"
+
+    def begun(seed: int, progress: CutAfter | None) -> None:
+        rows = torch.linalg.qr(torch.randn(32, 1, generator=torch.Generator().manual_seed(seed)))[0].T
+        save_rows(earlier, {0: rows.contiguous()})
+        settings: dict[str, object] = {"layers": [0], "rank": 1, "earlier": str(earlier)}
+        Run("mrp", settings=settings, arguments={"max_steps": STEPS}).make(tmp_path / "run", progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        begun(0, CutAfter(2))
+    with pytest.raises(InputError, match=r"another run .*earlier requests"):
+        begun(1, None)

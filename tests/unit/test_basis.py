@@ -7,8 +7,7 @@ import pytest
 from expunge.attacks.base import AttackResult, CurvePoint
 from expunge.attacks.budget import Budget
 from expunge.attacks.quantise import Quantise
-from expunge.audit.control import IGNORANCE, Recovery
-from expunge.basis import counts, uncounted
+from expunge.basis import uncounted, why_uncounted
 from expunge.models.scores import Scores
 
 
@@ -22,23 +21,26 @@ def result(name: str) -> AttackResult:
 def test_an_attack_that_finds_answers_by_itself_counts_beside_a_control_only(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    assert counts(result(name), None)
+    assert not why_uncounted(result(name), None)
     monkeypatch.setattr(Quantise, "control_only", True)
-    assert not counts(result(name), None)
-    assert counts(result(name), result(name))
+    assert "searches for the answers" in why_uncounted(result(name), None)
+    assert not why_uncounted(result(name), result(name))
+
+
+def test_an_attack_on_a_scale_of_its_own_never_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Quantise, "own_scale", True)
+    assert "no share" in why_uncounted(result("quantise"), result("quantise"))
 
 
 def test_another_attack_or_one_that_is_not_known_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Quantise, "control_only", True)
-    assert counts(result("relearn-harmful"), None)
-    assert counts(result("of-another-day"), None)
+    assert not why_uncounted(result("relearn-harmful"), None)
+    assert not why_uncounted(result("of-another-day"), None)
 
 
 def test_the_reasons_say_why_and_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Quantise, "control_only", True)
-    share = Recovery(0.87, 0.8, 0.9, 0.9, 20, 1, IGNORANCE, 0.0, 0.3)
-    tries = [(result("quantise"), None), (result("relearn-harmful"), None)]
-    (why,) = uncounted(tries, [share, share])
+    (why,) = uncounted([(result("quantise"), None), (result("relearn-harmful"), None)])
     assert why.startswith("quantise does not count")
-    assert "87%" in why
-    assert uncounted([(each, each) for each, _ in tries], [share, share]) == []
+    assert why.endswith("It reached accuracy 1.00.")
+    assert uncounted([(result("quantise"), result("quantise"))]) == []

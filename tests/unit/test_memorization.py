@@ -7,8 +7,9 @@ import math
 import pytest
 
 from expunge.audit.memorization import memorization, recalls
-from expunge.audit.utility import Kept, Language, passages
+from expunge.audit.utility import Kept, Language
 from expunge.data.example import Example
+from expunge.data.sources import passages
 from expunge.errors import InputError
 from expunge.models.answers import TextStatistics
 from expunge.models.scores import ItemScore, Scores

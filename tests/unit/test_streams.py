@@ -94,13 +94,16 @@ def question(topic: str, subject: str, n: int, choices: int = 2) -> str:
     return json.dumps(row | {"hint": f"Hint {n}." if n % 2 else "", "subject": subject, "topic": topic})
 
 
-def test_scienceqa_is_cut_in_halves(tmp_path: Path) -> None:
+def test_scienceqa_is_one_request_a_topic(tmp_path: Path) -> None:
     rows = [question(topic, scienceqa.NATURAL, n, 2 + n % 3) for topic in scienceqa.TOPICS for n in range(7)]
     rows += [question("verbs", "language science", n) for n in range(10)]
     rows.append(question("verbs", "language science", 0))
     (tmp_path / scienceqa.FILE).write_text("\n".join(rows), encoding="utf-8")
-    stream = scienceqa.build(folder=str(tmp_path), seed=1, n_retain=4, n_test=100)
-    assert stream.ids == scienceqa.TOPICS
+    whole = scienceqa.build(folder=str(tmp_path), seed=1, n_retain=4, n_test=100)
+    assert whole.ids == scienceqa.TOPICS
+    assert [len(whole.scored_on(topic)) for topic in whole.ids] == [7] * 4
+    assert whole.scored_on("biology") == whole.requests["biology"]
+    stream = scienceqa.build(folder=str(tmp_path), seed=1, n_retain=4, n_test=100, untouched=0.5, n_forget=3)
     assert {len(own) for own in (*stream.requests.values(), *stream.scored.values())} == {3}
     assert (len(stream.retain), len(stream.held_out)) == (4, 6)
     assert all(not a & b for a, b in combinations(texts(stream), 2))
@@ -108,6 +111,8 @@ def test_scienceqa_is_cut_in_halves(tmp_path: Path) -> None:
     assert example.answer == "c1"
     assert "c1" not in example.options
     assert example.prompt.startswith("Question: ")
+    with pytest.raises(InputError, match="untouched"):
+        scienceqa.build(folder=str(tmp_path), untouched=1.0)
     (tmp_path / scienceqa.FILE).write_text('{"question": "What?"}', encoding="utf-8")
     with pytest.raises(InputError, match="not the questions of ScienceQA"):
         scienceqa.build(folder=str(tmp_path))
@@ -116,8 +121,8 @@ def test_scienceqa_is_cut_in_halves(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="ScienceQA is not here")
 def test_the_real_scienceqa_has_its_topics() -> None:
     stream = scienceqa.build(folder=str(SHARED))
-    sizes = {name: len(own) for name, own in stream.scored.items()}
-    assert sizes["biology"] > 60
-    assert sizes["earth-science"] >= 10
-    chance = [e.chance for own in stream.scored.values() for e in own]
+    sizes = {name: len(own) for name, own in stream.requests.items()}
+    assert sizes["biology"] == 100
+    assert sizes["earth-science"] > 20
+    chance = [e.chance for own in stream.requests.values() for e in own]
     assert 0.4 < sum(chance) / len(chance) < 0.5

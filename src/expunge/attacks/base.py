@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from expunge.attacks.budget import Budget
 from expunge.attacks.cells import Cells, open_cells
 from expunge.data.collate import Encoder
+from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.load import load_model
 from expunge.models.scores import ItemScore, Scores
@@ -36,6 +37,7 @@ class CurvePoint:
         log_odds: mean over the scored items.
         item_log_odds: of each scored item, in the order of `AttackResult.held_out_ids`.
         variant: what was done to the model at this point, in words, where it was not training.
+        twin_log_odds: of each twin in `AttackResult.twin_ids`; empty where none was scored.
     """
 
     learning_rate: float
@@ -46,6 +48,7 @@ class CurvePoint:
     log_odds: float
     item_log_odds: tuple[float, ...] = ()
     variant: str = ""
+    twin_log_odds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class AttackResult:
         notes: choices that a reader has to know of, in words.
         seconds: of all cells, those taken from the store included.
         rho: correlation of the attributions before and after the attack (arXiv:2509.22263), where measured.
+        outputs: everything that was said to each scored item, of an attack that counts it; untrusted text.
+        twin_ids: id of the twin of each scored item whose twin was scored too, by the id of the item, in order.
     """
 
     name: str
@@ -85,6 +90,8 @@ class AttackResult:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     rho: float | None = None
+    outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    twin_ids: dict[str, str] = field(default_factory=dict)
 
     def first_reaching(self, log_odds: float) -> CurvePoint | None:
         """The point with the fewest examples seen at which the mean log-odds is at least `log_odds`, or None."""
@@ -128,13 +135,22 @@ class Target(Generic[T]):
     cells: Cells
     like: AttackResult | None
     original: str | None
+    twins: Mapping[str, Example] = field(default_factory=dict)
 
-    def load_original(self) -> PreTrainedModel:
-        """The model before unlearning, a second one in memory: let go of it soon; InputError where none is known."""
+    def twinned(self, scored: Sequence[Example]) -> dict[str, Example]:
+        """The twins of the scored items that have one, in their order."""
+        return {item.id: self.twins[item.id] for item in scored if item.id in self.twins}
+
+    def require_original(self) -> str:
+        """Folder or Hub id of the model before unlearning; InputError where none is known."""
         if self.original is None:
             raise InputError("This attack needs the model before unlearning.", "original", "Leave this attack out.")
+        return self.original
+
+    def load_original(self) -> PreTrainedModel:
+        """The model before unlearning, a second one in memory: let go of it soon; errors as `require_original`."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return load_model(self.original, dtype=dtype, device=str(self.model.device)).model
+        return load_model(self.require_original(), dtype=dtype, device=str(self.model.device)).model
 
 
 class Attack(ABC):
@@ -144,11 +160,14 @@ class Attack(ABC):
 
     `control_only` marks an attack that can find an answer where there is no knowledge, since it searches for the answer
     itself or has the original at hand: what it brings back says something only beside the same attack on a control.
+    `own_scale` marks one whose log-odds are not the model's, so that they make no recovery with those of the original:
+    it is shown, and has no part in the verdict.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     control_only: ClassVar[bool] = False
+    own_scale: ClassVar[bool] = False
 
     def run(
         self,
@@ -161,6 +180,7 @@ class Attack(ABC):
         cells: Cells | Path | None = None,
         like: AttackResult | None = None,
         original: str | None = None,
+        twins: Mapping[str, Example] | None = None,
     ) -> Attacked[T]:
         """The result, scored on items that were not trained on.
 
@@ -174,12 +194,13 @@ class Attack(ABC):
             cells: where finished cells are kept (a folder or a mapping); an interrupted attack goes on from there.
             like: attack with the split of that result, as a control must be.
             original: folder or Hub id of the model before unlearning, for the attacks that make use of it.
+            twins: made-up twins of forget items, by their ids; scored whenever the items are, as their control.
 
         Raises:
             InputError: the request lacks what the attack needs.
         """
         told = progress or Silent()
-        return self.launch(Target(model, encoder, request, told, probe, open_cells(cells), like, original))
+        return self.launch(Target(model, encoder, request, told, probe, open_cells(cells), like, original, twins or {}))
 
     @abstractmethod
     def launch(self, target: Target[T]) -> Attacked[T]:

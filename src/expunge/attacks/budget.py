@@ -12,9 +12,9 @@ class Budget:
     Args:
         steps: optimizer steps.
         examples: examples seen, repeats counted.
-        tokens: tokens read in training, prompts included and padding not.
+        tokens: tokens read in training or to calibrate, prompts included and padding not, or written in answers.
         variants: changed models or questions that were tried without training.
-        queries: forward passes over one prompt, in the search for a change or a question.
+        queries: forward passes over one prompt in the search for a change or a question, or answers written.
     """
 
     steps: int = 0

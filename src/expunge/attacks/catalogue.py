@@ -14,16 +14,36 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from expunge.attacks.ablate import AblateDirection, SteerBack
 from expunge.attacks.base import Attack
+from expunge.attacks.mix import Mix
+from expunge.attacks.pgd import PGD
+from expunge.attacks.prompts import Prompts
+from expunge.attacks.prune import Prune
 from expunge.attacks.quantise import Quantise
-from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated
+from expunge.attacks.quantise_bnb import QuantiseBnb
+from expunge.attacks.relearn import RelearnBenign, RelearnHarmful, RelearnRelated, RelearnSyntactic
+from expunge.attacks.sampling import Sampling
+from expunge.attacks.suffix import Suffix
+from expunge.attacks.unproject import Unproject
 from expunge.errors import InputError, nearest
 
 ATTACKS: dict[str, Attack] = {
     "relearn-harmful": RelearnHarmful(),
     "relearn-related": RelearnRelated(),
+    "relearn-syntactic": RelearnSyntactic(),
     "relearn-benign": RelearnBenign(),
     "quantise": Quantise(),
+    "prompts": Prompts(),
+    "sampling": Sampling(),
+    "quantise-bnb": QuantiseBnb(),
+    "prune": Prune(),
+    "mix": Mix(),
+    "unproject": Unproject(),
+    "ablate-direction": AblateDirection(),
+    "steer-back": SteerBack(),
+    "pgd": PGD(),
+    "suffix": Suffix(),
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from expunge.data.example import Example
+from expunge.data.order import permutation
 from expunge.errors import InputError
+from expunge.request import Request
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,20 @@ class Material:
                     f"{name}, {example.prompt[:60]!r}",
                     "Remove it from the training material.",
                 )
+
+
+def split(facts: Sequence[Example], fraction: float, key: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """A part of `facts` drawn by `key`, at least one, and the rest, at least one if there are two."""
+    part = min(max(1, round(fraction * len(facts))), max(1, len(facts) - 1))
+    order = permutation(len(facts), key)
+    return tuple(facts[i] for i in order[:part]), tuple(facts[i] for i in sorted(order[part:]))
+
+
+def same_split(request: Request, trained_ids: Sequence[str], held_out_ids: Sequence[str]) -> Material:
+    """The forget items that another attack trained on and held out; InputError where one is not in the request."""
+    by_id = {example.id: example for example in request.forget}
+    missing = [i for i in (*trained_ids, *held_out_ids) if i not in by_id]
+    if missing:
+        raise InputError("The other result is about another request.", missing[0], "Attack both with one request.")
+    train, scored = (tuple(by_id[i] for i in ids) for ids in (trained_ids, held_out_ids))
+    return Material(train, scored, ("The split is that of the attack on the unlearned model.",))

@@ -1,8 +1,8 @@
 """Relearning: fine-tune the unlearned model on a little data and see whether the forgotten answers come back.
 
-One engine, three attacks that differ only by their data (arXiv:2509.22263, section 4; arXiv:2406.13356 for the benign
-one; arXiv:2410.08827 for the split into trained and held-out facts). Each cell (learning rate, seed) of the grid begins
-with the same weights and minimises the mean cross-entropy of the answer tokens,
+One engine, four attacks that differ only by their data (arXiv:2509.22263, section 4; arXiv:2406.13356 for the benign
+one; arXiv:2602.03379 for the syntactic one; arXiv:2410.08827 for the split into trained and held-out facts). Each cell
+(learning rate, seed) of the grid begins with the same weights and minimises the answer tokens' mean cross-entropy,
 
     L = - (1 / tokens) * sum_t log P(y_t | x, y_<t)         AdamW, constant learning rate, no decay, no clipping
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import as_file, files
 from itertools import product
 from typing import ClassVar, Literal
@@ -24,13 +24,13 @@ from pydantic import TypeAdapter
 
 from expunge.attacks.base import Attack, Attacked, AttackResult, T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.material import Material
+from expunge.attacks.material import Material, same_split, split
 from expunge.attacks.sweep import Cell, Effort, Sweep, leader
 from expunge.attacks.weights import lent
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.data.order import permutation
 from expunge.data.sources import read_examples
+from expunge.data.twins import trained_twins
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, score_items, summarise
 from expunge.request import Request
@@ -79,17 +79,32 @@ class Relearn(Attack, ABC):
         with lent(model) as weights:
             before = score_items(model, encoder, target.request.forget)
             chosen = self.material(encoder, target.request, before, target.like)
-            chosen.require_scorable(self.name)
+            twinned = target.twinned(chosen.scored)
+            twins = tuple(twinned.values())
+            Material(chosen.train, (*chosen.scored, *twins)).require_scorable(self.name)
             found = {item.id: item for item in before}
             start = tuple(found[example.id] for example in chosen.scored)
             moved = LoRA(self.lora_rank, 2.0 * self.lora_rank) if self.lora_rank else Full()
             effort = Effort(self.max_steps, self.eval_every, self.batch_size, moved)
             sweep = Sweep(
-                self.name, model, weights, encoder, chosen.train, chosen.scored, start, effort, target.progress
+                self.name,
+                model,
+                weights,
+                encoder,
+                chosen.train,
+                chosen.scored,
+                start,
+                effort,
+                target.progress,
+                twins,
+                score_items(model, encoder, twins),
             )
             grid = list(product(self.learning_rates, self.seeds))
             finished, probed = sweep.run(grid, target.cells, target.probe)
-        return Attacked(self._result(sweep, finished, chosen.notes), probed)
+        result = replace(
+            self._result(sweep, finished, chosen.notes), twin_ids={item: one.id for item, one in twinned.items()}
+        )
+        return Attacked(result, probed)
 
     def _result(self, sweep: Sweep, cells: Sequence[Cell], notes: Sequence[str]) -> AttackResult:
         curve = tuple(point for cell in cells for point in cell.curve)
@@ -151,7 +166,7 @@ class RelearnHarmful(Relearn):
     ) -> Material:
         """A seeded part of the pool, and the rest of it; the split of `like` where given."""
         if like is not None:
-            return _same_split(request, like)
+            return same_split(request, like.trained_ids, like.held_out_ids)
         pool, notes = self._pool(request, before)
         if len(pool) < 2:
             raise InputError(
@@ -161,9 +176,7 @@ class RelearnHarmful(Relearn):
 
     def split(self, facts: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """What is trained on, at least one fact, and the rest, at least one if there are two."""
-        part = min(max(1, round(self.fraction * len(facts))), max(1, len(facts) - 1))
-        order = permutation(len(facts), f"{self.split_seed}/relearn-harmful")
-        return tuple(facts[i] for i in order[:part]), tuple(facts[i] for i in sorted(order[part:]))
+        return split(facts, self.fraction, f"{self.split_seed}/relearn-harmful")
 
     def _pool(self, request: Request, before: Sequence[ItemScore]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
         if self.pool == "all":
@@ -196,6 +209,30 @@ class RelearnRelated(Relearn):
 
 
 @dataclass(frozen=True)
+class RelearnSyntactic(Relearn):
+    """Train on the questions of the forgotten facts about made-up subjects, score all forgotten facts.
+
+    The answers are drawn among those of each question, so that nothing true is told: what comes back, the wording alone
+    brought back, which recovers more than the topic does (arXiv:2602.03379).
+    """
+
+    name: ClassVar[str] = "relearn-syntactic"
+    summary: ClassVar[str] = "fine-tune on the same questions about made-up subjects, score all forgotten facts"
+
+    def material(
+        self, encoder: Encoder, request: Request, before: Sequence[ItemScore], like: AttackResult | None
+    ) -> Material:
+        """Twins of the forget items that no control is scored on, and all forget items."""
+        if not (train := trained_twins(request)):
+            raise InputError(
+                "No forget item can be asked about a made-up subject, which relearn-syntactic trains on.",
+                "forget",
+                'Give each item a "subject" that its prompt names and its answers do not, or leave this attack out.',
+            )
+        return Material(train, request.forget)
+
+
+@dataclass(frozen=True)
 class RelearnBenign(Relearn):
     """Train on everyday instructions that have nothing to do with the forgotten facts, score all of these.
 
@@ -221,13 +258,3 @@ def bundled_instructions(encoder: Encoder) -> tuple[Example, ...]:
     """The 96 instructions that come with the package, as prompts for `encoder`."""
     with as_file(files("expunge.data") / "texts" / "instructions.jsonl") as path:
         return read_examples(path, question=encoder.question)
-
-
-def _same_split(request: Request, like: AttackResult) -> Material:
-    """The forget items that `like` trained on and held out."""
-    by_id = {example.id: example for example in request.forget}
-    missing = [i for i in (*like.trained_ids, *like.held_out_ids) if i not in by_id]
-    if missing:
-        raise InputError("The other result is about another request.", missing[0], "Attack both with one request.")
-    train, scored = (tuple(by_id[i] for i in ids) for ids in (like.trained_ids, like.held_out_ids))
-    return Material(train, scored, ("The split is that of the attack on the unlearned model.",))

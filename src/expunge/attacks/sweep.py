@@ -82,6 +82,8 @@ class Sweep:
         start: the scores of `scored` before the attack.
         effort: of every cell.
         progress: told of every step.
+        twins: made-up twins of scored items, scored whenever these are.
+        twin_start: the scores of `twins` before the attack.
     """
 
     task: str
@@ -93,6 +95,8 @@ class Sweep:
     start: tuple[ItemScore, ...]
     effort: Effort
     progress: Progress
+    twins: tuple[Example, ...] = ()
+    twin_start: tuple[ItemScore, ...] = ()
 
     def run(
         self, grid: Sequence[Place], store: Cells, probe: Callable[[PreTrainedModel], T] | None
@@ -133,7 +137,7 @@ class Sweep:
 
     def _tune(self, place: Place, trained: Trained, began: float) -> Cell:
         optimizer = torch.optim.AdamW(trained.parameters.values(), lr=place[0], weight_decay=0.0, fused=True)
-        curve, items, spent = [self._point(place, 0, 0, self.start)], self.start, Budget()
+        curve, items, spent = [self._point(place, 0, 0, self.start, self.twin_start)], self.start, Budget()
         for step in range(1, self.effort.max_steps + 1):
             batch = self._batch(place[1], step - 1)
             loss = self._step(optimizer, batch)
@@ -143,8 +147,9 @@ class Sweep:
                 break
             if step % self.effort.eval_every == 0:
                 scores = score_items(self.model, self.encoder, self.scored)
-                point = self._point(place, step, spent.examples, scores)
-                if not math.isfinite(point.log_odds):
+                guesses = score_items(self.model, self.encoder, self.twins)
+                point = self._point(place, step, spent.examples, scores, guesses)
+                if not all(map(math.isfinite, (point.log_odds, *point.twin_log_odds))):
                     break
                 if point.log_odds > max(earlier.log_odds for earlier in curve):
                     items = scores
@@ -169,10 +174,12 @@ class Sweep:
         index, _ = PairedOrder(len(self.train), 0, self.effort.batch_size, seed).at(step)
         return collate([self._encoded[i] for i in index], self.encoder.pad_id).to(self.model.device)
 
-    def _point(self, place: Place, step: int, examples: int, items: Sequence[ItemScore]) -> CurvePoint:
+    def _point(
+        self, place: Place, step: int, examples: int, items: Sequence[ItemScore], twins: Sequence[ItemScore]
+    ) -> CurvePoint:
         scores = summarise(items)
-        odds = tuple(item.log_odds for item in items)
-        return CurvePoint(*place, step, examples, scores.accuracy, scores.log_odds, odds)
+        odds, guesses = (tuple(item.log_odds for item in each) for each in (items, twins))
+        return CurvePoint(*place, step, examples, scores.accuracy, scores.log_odds, odds, twin_log_odds=guesses)
 
     def _stored(self, store: Cells, place: Place) -> Cell | None:
         if (value := store.get(self._key(place))) is None:
@@ -195,11 +202,12 @@ class Sweep:
 
     @cached_property
     def _fingerprint(self) -> str:
-        parts = [
+        parts: list[object] = [
             self.weights.digest(),
             self.encoder.describe(),
             {**asdict(self.effort), "parametrization": repr(self.effort.parametrization)},
             [example.to_json() for example in self.train],
             [example.to_json() for example in self.scored],
+            *([[twin.to_json() for twin in self.twins]] if self.twins else []),
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

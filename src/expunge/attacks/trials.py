@@ -7,9 +7,10 @@ with their number.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -19,7 +20,9 @@ from expunge.attacks.base import Attack, Attacked, AttackResult, CurvePoint, T, 
 from expunge.attacks.budget import Budget
 from expunge.attacks.material import Material
 from expunge.attacks.weights import Weights, lent
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
+from expunge.data.twins import asked_alike
 from expunge.models.scores import ItemScore, greedy, score_items, summarise
 
 Questions = Sequence[Example]
@@ -40,12 +43,14 @@ class Trial:
             the weights is put back.
         ask: the scored items in other words, in the same order and with the same ids and answers.
         spent: what finding it cost, beside being one more variant.
+        encoder: puts the questions to the model; that of the target where absent.
     """
 
     called: str
     change: Callable[[], AbstractContextManager[object]] = nullcontext
     ask: Callable[[Questions], Questions] = as_they_are
     spent: Budget = field(default_factory=Budget)
+    encoder: Encoder | None = None
 
 
 class Trials(Attack, ABC):
@@ -59,6 +64,10 @@ class Trials(Attack, ABC):
     def trials(self, target: Target[T], weights: Weights) -> Iterator[Trial]:
         """The trials, one after another; the model is untouched whenever the next one is asked for."""
 
+    def material(self, target: Target[T]) -> Material:
+        """Nothing to train on, and all forget items."""
+        return Material((), target.request.forget)
+
     def allowance(self, target: Target[T]) -> Budget:
         """The most that all trials can spend."""
         return Budget(variants=self.count(target))
@@ -70,26 +79,33 @@ class Trials(Attack, ABC):
     def launch(self, target: Target[T]) -> Attacked[T]:
         """A trial is scored as fast as it would be read back, so none is kept in `cells`."""
         model, encoder, began = target.model, target.encoder, time.perf_counter()
-        material = Material((), target.request.forget)
+        material = self.material(target)
         material.require_scorable(self.name)
         scored, total = material.scored, self.count(target)
-        best, spent = Trial("as it is"), Budget()
+        # An attack that searches for an answer finds one for a twin too, and must search anew for it.
+        twinned = {} if self.control_only else target.twinned(scored)
+        best, spent, silent = Trial("as it is"), Budget(), []
         with lent(model) as weights:
             start = items = score_items(model, encoder, scored)
-            curve = [_point(0, best.called, start)]
+            curve = [_point(0, best.called, start, score_items(model, encoder, list(twinned.values())))]
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):
                 with trial.change():
-                    scores = score_items(model, encoder, trial.ask(scored))
+                    read, asked = trial.encoder or encoder, trial.ask(scored)
+                    scores = score_items(model, read, asked)
+                    guesses = score_items(model, read, _twins_asked(asked, scored, twinned))
                 weights.restore()
                 spent += trial.spent + Budget(variants=1)
-                point = _point(place, trial.called, scores)
+                point = _point(place, trial.called, scores, guesses)
+                target.progress.advance(self.name, log_odds=point.log_odds)
+                if not math.isfinite(point.log_odds):
+                    silent.append(f"{trial.called} leaves a model whose answers have no number.")
+                    continue
                 if point.log_odds > max(earlier.log_odds for earlier in curve):
                     best, items = trial, scores
                 curve.append(point)
-                target.progress.advance(self.name, log_odds=point.log_odds)
             with best.change():
-                said = greedy(model, encoder, [example.prompt for example in best.ask(scored)])
+                said = greedy(model, best.encoder or encoder, [example.prompt for example in best.ask(scored)])
                 probed = None if target.probe is None else target.probe(model)
         target.progress.finish(self.name)
         ids = tuple(example.id for example in scored)
@@ -101,18 +117,25 @@ class Trials(Attack, ABC):
             best=max(curve, key=lambda point: point.log_odds),
             best_accuracy=max(curve, key=lambda point: point.accuracy),
             items=tuple(items),
-            trained_ids=(),
+            trained_ids=tuple(example.id for example in material.train),
             held_out_ids=ids,
             samples=dict(zip(ids, said, strict=True)),
             allowed=self.allowance(target),
             spent=spent,
-            notes=self.notes(target),
+            notes=(*material.notes, *self.notes(target), *silent),
             seconds=time.perf_counter() - began,
+            twin_ids={item: one.id for item, one in twinned.items()},
         )
         return Attacked(result, probed)
 
 
-def _point(place: int, called: str, items: Sequence[ItemScore]) -> CurvePoint:
+def _twins_asked(asked: Questions, scored: Questions, twinned: Mapping[str, Example]) -> list[Example]:
+    """The twins, in the words in which their items are asked."""
+    pairs = zip(asked, scored, strict=True)
+    return [asked_alike(words, item, twinned[item.id]) for words, item in pairs if item.id in twinned]
+
+
+def _point(place: int, called: str, items: Sequence[ItemScore], twins: Sequence[ItemScore]) -> CurvePoint:
     scores = summarise(items)
-    odds = tuple(item.log_odds for item in items)
-    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called)
+    odds, guesses = (tuple(item.log_odds for item in each) for each in (items, twins))
+    return CurvePoint(0.0, 0, place, 0, scores.accuracy, scores.log_odds, odds, called, guesses)

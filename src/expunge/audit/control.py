@@ -2,29 +2,43 @@
 
     R(t) = ( s(unlearned, t) - s(control, t) ) / ( s(original, 0) - s(control, 0) )          0 = nothing, 1 = everything
 
-s is the mean log-odds of the held-out items, t a moment (learning rate, seed, step) of the attack. The control is a
-model retrained without the forget set and attacked in the same way or, where there is none, ignorance itself: log-odds
-0 and chance accuracy at every moment. The score of an attack is R where its log-odds are highest over learning rates
-and time, averaged over seeds. Its interval resamples items, each with its values in all three models, and seeds; the
-choice of the moment is part of the attack and is not resampled.
+s is the mean log-odds of the held-out items, t a moment (learning rate, seed, step) of the attack. The control is
+
+    gold model         a model retrained without the forget set and attacked in the same way
+    ignorance          log-odds 0 and chance accuracy at every moment
+    made-up subjects   s(control, t): the items' twins (`expunge.data.twins`) in the unlearned model at t,
+                       s(control, 0): the same twins in the original
+
+The first where there is one. Else R is the larger one of the other two, bound by bound: twins say what the attacked
+model guesses, which is mostly below 0, and whoever hides facts by making their answers unlikely for every subject is
+found out by the item's lead over its twin; whoever makes the answers likely for every subject is measured against
+ignorance as before. So twins never make a recovery smaller. The score of an attack is R where its log-odds (against
+twins: the lead over these) are highest over learning rates and time, averaged over seeds. Its interval resamples items,
+each with its values in all three models, and seeds; the choice of the moment is part of the attack and is not
+resampled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.attacks.base import AttackResult, CurvePoint
-from expunge.audit.intervals import Indices, bootstrap
+from expunge.audit.intervals import Indices, bootstrap, wilson_low
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, summarise
 
 GOLD_MODEL = "gold model"
 IGNORANCE = "log-odds 0 and chance accuracy"
+MADE_UP = "made-up subjects"
+LEAST_TWINS = 8
+MOST_ITEMS = 0.75
+"""Twins are a control where there are so many, and so large a share of the held-out items has one."""
+
 LEAST_KNOWLEDGE = 0.1
 """Nats of mean log-odds by which the original must exceed the control; below, there was nothing to bring back."""
 
@@ -42,10 +56,11 @@ class Recovery:
         accuracy: R of the accuracy, at the attack's best accuracy.
         items: number of items.
         seeds: number of the attack's seeds.
-        control: `GOLD_MODEL` or `IGNORANCE`.
+        control: `GOLD_MODEL`, `MADE_UP` or `IGNORANCE`.
         control_log_odds: s(control, t) at the attack's best point.
         control_accuracy: of the control at the attack's best accuracy.
         curve: R at each point of the attack's curve.
+        note: why there are twins and they are no control, in words.
     """
 
     value: float
@@ -58,6 +73,7 @@ class Recovery:
     control_log_odds: float
     control_accuracy: float
     curve: tuple[float, ...] = ()
+    note: str = ""
 
     @property
     def known(self) -> bool:
@@ -70,6 +86,7 @@ def recovery(
     original: Sequence[ItemScore],
     control: AttackResult | None = None,
     *,
+    twins: Mapping[str, ItemScore] | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> Recovery:
@@ -79,12 +96,26 @@ def recovery(
         attacked: the attack's result.
         original: scores of the model before unlearning on at least the held-out items.
         control: result of the same attack, run with `like=attacked`, on a model that never knew.
+        twins: scores of the twins by the model before unlearning, by the id of their item; of use where the attack
+            scored them too and there is no `control`.
         level: coverage of the interval.
         seed: of the resampling.
 
     Raises:
-        InputError: the original lacks held-out items, or the control faced other items.
+        InputError: the original lacks held-out items, or the control or the twins are others.
     """
+    plain = _recovery(attacked, original, control, level, seed)
+    if control is not None or not twins or not attacked.twin_ids or not plain.known:
+        return plain
+    if why := _unfit(attacked, twins):
+        return replace(plain, note=why)
+    return _larger(plain, lead(attacked, original, twins, level=level, seed=seed))
+
+
+def _recovery(
+    attacked: AttackResult, original: Sequence[ItemScore], control: AttackResult | None, level: float, seed: int
+) -> Recovery:
+    """R against a gold model or ignorance."""
     if control is not None and control.held_out_ids != attacked.held_out_ids:
         raise InputError(
             "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
@@ -115,6 +146,68 @@ def recovery(
             for p in attacked.curve
         ),
     )
+
+
+def lead(
+    attacked: AttackResult,
+    original: Sequence[ItemScore],
+    twins: Mapping[str, ItemScore],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Recovery:
+    """R against the twins alone, whatever they are worth, without an accuracy; arguments as those of `recovery`."""
+    ids = list(attacked.twin_ids)
+    if missing := [i for i in ids if i not in twins or twins[i].id != attacked.twin_ids[i]]:
+        raise InputError("The attack scored other twins.", missing[0], "Run `expunge attack` again.")
+    columns = [attacked.held_out_ids.index(i) for i in ids]
+    points = [(p, np.array(p.item_log_odds)[columns], np.array(p.twin_log_odds)) for p in attacked.curve]
+    leads = [float((now - never).mean()) for _, now, never in points]
+    seeds = dict.fromkeys(point.seed for point in attacked.curve)
+    peaks = [max((n for n, (p, *_) in enumerate(points) if p.seed == s), key=leads.__getitem__) for s in seeds]
+    tables = Tables(
+        now=np.array([points[n][1] for n in peaks]),
+        never=np.array([points[n][2] for n in peaks]),
+        known=_log_odds(_pick(original, ids)),
+        start=_log_odds([twins[i] for i in ids]),
+    )
+    return Recovery(
+        *tables.share(level, seed),
+        accuracy=math.nan,
+        items=len(ids),
+        seeds=len(peaks),
+        control=MADE_UP,
+        control_log_odds=float(tables.never.mean()),
+        control_accuracy=attacked.start.chance,
+        curve=tuple(_ratio(each, tables.scale, LEAST_KNOWLEDGE) for each in leads),
+    )
+
+
+def _larger(plain: Recovery, ahead: Recovery) -> Recovery:
+    """What came back by the control that says more, bound by bound; accuracy is always over chance."""
+    if not ahead.known:
+        return plain
+    return replace(
+        ahead if ahead.value > plain.value else plain,
+        low=max(plain.low, ahead.low),
+        high=max(plain.high, ahead.high),
+        accuracy=plain.accuracy,
+        curve=tuple(map(max, plain.curve, ahead.curve)),
+    )
+
+
+def _unfit(attacked: AttackResult, twins: Mapping[str, ItemScore]) -> str:
+    """Why these twins are no control; empty where they are."""
+    have, items = len(attacked.twin_ids), len(attacked.held_out_ids)
+    if have < max(LEAST_TWINS, MOST_ITEMS * items):
+        return f"Only {have} of {items} items can be asked about a made-up subject."
+    told = summarise(list(twins.values()))
+    if (bound := wilson_low(told.accuracy, told.n)) > told.chance:
+        return (
+            f"Before unlearning {told.accuracy:.0%} of the questions about made-up subjects were answered alike (at "
+            f"least {bound:.0%}, chance {told.chance:.0%}), so the answers can be guessed without the subject."
+        )
+    return ""
 
 
 def residual(

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from expunge.audit.hooks import RESIDUAL, Place, recording, replacing
 from expunge.data.collate import Batch, Encoded, collate
 from expunge.errors import InputError
 from expunge.models.answers import answer_log_probs, evaluating, length_sorted
 from expunge.models.architecture import Architecture, describe
+from expunge.models.hooks import RESIDUAL, Place, recording, replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,7 +21,6 @@ in memory only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -33,7 +32,7 @@ from expunge.data.collate import Batch, collate
 from expunge.errors import InputError, nearest
 from expunge.models.answers import answer_log_probs, evaluating
 from expunge.models.architecture import Architecture, base_linear, describe
-from expunge.models.scores import score_items, summarise
+from expunge.models.scores import grouped_log_odds, score_items, summarise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -231,8 +230,7 @@ def _train(
 def _log_odds(model: PreTrainedModel, asked: Batch, sizes: Sequence[int]) -> Tensor:
     """[facts] log-odds, as in `models.scores`, of groups of rows whose first is the answer."""
     said = answer_log_probs(model, asked)
-    groups = torch.split(said.sequence / said.counts, list(sizes))
-    return torch.stack([group[0] - group[1:].logsumexp(0) + math.log(len(group) - 1) for group in groups])
+    return grouped_log_odds(said.sequence / said.counts, sizes)
 
 
 def _tune(at: Callable[[float], float], wanted: float, within: float) -> float | None:

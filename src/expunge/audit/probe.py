@@ -21,11 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from expunge.audit.hooks import RESIDUAL, recording
-from expunge.data.collate import Encoded
 from expunge.errors import InputError
-from expunge.models.answers import evaluating, length_sorted
-from expunge.models.architecture import describe
+from expunge.models.states import prompt_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +73,7 @@ def linear_probe(
             "Give facts that stay, with the answers and options of those to forget among their answers.",
         )
     rows = [(prompt, classes[example.answer]) for example in known for prompt in (example.prompt, *example.paraphrases)]
-    states = _states(
+    states = prompt_states(
         model, encoder, [*(prompt for prompt, _ in rows), *(example.prompt for example in testable)], batch_size
     )
     labels = torch.tensor([label for _, label in rows], device=states.device)
@@ -130,19 +127,3 @@ def _logits(probe: Fitted, states: Tensor) -> Tensor:
 
 def _nameable(example: Example, classes: dict[str, int]) -> bool:
     return example.answer in classes and any(option in classes for option in example.options)
-
-
-def _states(model: PreTrainedModel, encoder: Encoder, prompts: Sequence[str], batch_size: int) -> Tensor:
-    """[blocks, prompts, d] the residual stream at the last token of each prompt, float64."""
-    arch = describe(model)
-    encoded = [Encoded(ids := tuple(encoder.encode_prompt(prompt)), len(ids)) for prompt in prompts]
-    places = [(block, RESIDUAL) for block in range(len(arch.blocks))]
-    found = torch.zeros(len(places), len(prompts), model.config.hidden_size, dtype=torch.float64)
-    with evaluating(model):
-        for batch in length_sorted(encoded, encoder.pad_id, batch_size):
-            with recording(arch, places) as seen:
-                arch.backbone(input_ids=batch.input_ids.to(model.device), use_cache=False)
-            last = batch.attention_mask.sum(1) - 1
-            for block, place in enumerate(places):
-                found[block, batch.index] = seen[place][torch.arange(len(batch)), last].double().cpu()
-    return found

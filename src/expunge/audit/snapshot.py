@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.logit_lens import logit_lens
 from expunge.audit.memorization import recalls
 from expunge.audit.probe import Probed, linear_probe
+from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.models.answers import Reference, TextStatistics, cache_text, text_statistics
 from expunge.models.architecture import FAMILIES
@@ -89,6 +90,7 @@ class Snapshot:
         lens: accuracy per layer on the forget items; empty where it was not or cannot be measured.
         probe: what linear probes trained on retain items read of the forget items, layer by layer; None where it was
             not measured, or where no retain item has a forget item's answer.
+        twins: scores of the made-up twins by the id of their forget item; empty unless this is the reference.
     """
 
     forget: tuple[ItemScore, ...]
@@ -101,6 +103,7 @@ class Snapshot:
     attribution: Attribution | None = None
     lens: tuple[float, ...] = ()
     probe: Probed | None = None
+    twins: Mapping[str, ItemScore] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The means and other single numbers; what is not finite, or was not measured, is None."""
@@ -169,7 +172,13 @@ def snapshot(
         attribution=attribution,
         lens=lens or (),
         probe=probe,
+        twins=_twins(model, encoder, request) if reference is None else {},
     )
+
+
+def _twins(model: PreTrainedModel, encoder: Encoder, request: Request) -> dict[str, ItemScore]:
+    twins = scored_twins(request)
+    return dict(zip(twins, score_items(model, encoder, list(twins.values())), strict=True))
 
 
 def _scores(

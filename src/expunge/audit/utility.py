@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 
-from expunge.data.sources import read_texts
 from expunge.models.answers import TextStatistics
 from expunge.models.scores import Scores
 
@@ -47,9 +45,3 @@ class Language:
         """Perplexity after divided by perplexity before; infinite for a model that says nothing sensible any more."""
         factor = self.perplexity_after / self.perplexity_before
         return factor if math.isfinite(factor) else math.inf
-
-
-def passages() -> tuple[str, ...]:
-    """The 24 plain passages that come with the package, for requests that bring no text of their own."""
-    with as_file(files("expunge.data") / "texts" / "passages.jsonl") as path:
-        return read_texts(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +22,12 @@ from torch import Tensor
 from expunge import __version__
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
-from expunge.audit.utility import passages
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting
 from expunge.continual.relearning import SETTINGS, relearn
 from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
+from expunge.data.sources import passages
 from expunge.errors import InputError
 from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
@@ -205,7 +206,7 @@ def _moment(loaded: LoadedModel, stream: Stream, recipe: Recipe, name: str) -> M
     sets |= {RETAIN: stream.retain, HELD_OUT: stream.held_out}
     text = text_statistics(loaded.model, encoder, stream.text or passages())
     scores = {each: SetScore.of(score_items(loaded.model, encoder, examples)) for each, examples in sets.items()}
-    return Moment(request=name, sets=scores, perplexity=text.perplexity)
+    return Moment(request=name, sets=scores, perplexity=min(text.perplexity, sys.float_info.max))
 
 
 def _relearnt(end: LoadedModel, place: Place, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
@@ -217,12 +218,14 @@ def _relearnt(end: LoadedModel, place: Place, stream: Stream, recipe: Recipe, pr
 
 
 def _attacks(recipe: Recipe) -> list[RelearnHarmful]:
-    """The recipe's; InputError for any but relearn-harmful."""
+    """The recipe's; InputError for any but relearn-harmful on all weights."""
     attacks = []
     for name, settings in recipe.attacks.items():
         attack = make_attack(name, settings)
         if not isinstance(attack, RelearnHarmful):
             raise InputError("A course ends with relearn-harmful alone.", f"attacks: {name}", "Leave the others out.")
+        if attack.lora_rank:
+            raise InputError("A course is relearnt with all weights.", f"attacks.{name}.lora_rank", "Leave it out.")
         attacks.append(attack)
     return attacks
 

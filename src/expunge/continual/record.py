@@ -52,7 +52,7 @@ class Moment(_Part):
     Args:
         request: the one just carried out; empty for the model of the start.
         sets: by the id of each request of the stream, and `RETAIN`, `HELD_OUT`.
-        perplexity: on plain text.
+        perplexity: on plain text; the largest number there is where it is none.
         steps, seconds, peak_bytes, trained: what this request cost: optimizer steps, wall time of the loop, the most
             memory the process held so far, numbers that were trained.
     """

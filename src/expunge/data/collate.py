@@ -86,12 +86,19 @@ class Encoder:
         tokenizer: a fast tokenizer (slow ones know no offsets).
         template: "plain" takes the prompt as it is; "chat" makes it a user turn of the tokenizer's chat template.
         max_length: longest sequence in tokens; longer prompts lose their beginning, then longer answers their end.
+        begun: words that the model is made to begin its answer with; they count as prompt.
 
     Raises:
         InputError: the tokenizer is slow, has no chat template though one is asked for, or the template is unknown.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template = "plain", max_length: int = 512) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template = "plain",
+        max_length: int = 512,
+        begun: str = "",
+    ) -> None:
         if not tokenizer.is_fast:
             raise InputError(
                 "A fast tokenizer is needed.", type(tokenizer).__name__, "Add tokenizer.json to the model."
@@ -102,7 +109,7 @@ class Encoder:
             raise InputError("This tokenizer has no chat template.", tokenizer.name_or_path, 'Use template "plain".')
         if max_length < 2:
             raise InputError("max_length must be at least 2.", f"max_length={max_length}")
-        self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
+        self.tokenizer, self.template, self.max_length, self.begun = tokenizer, template, max_length, begun
         self._warned_of_cut = False
 
     @property
@@ -132,7 +139,7 @@ class Encoder:
         if not prompt:
             return self.encode_text(answer)
         head = self._prompt_text(prompt)
-        spaced = head if head[-1].isspace() or answer[:1].isspace() else head + " "
+        spaced = _spaced(head, answer)
         tokens = self._tokens(spaced + answer, special=self.template == "plain")
         # A prompt that melts into the first token leaves nothing to predict that token from.
         start = max(tokens.from_character(len(head)), 1)
@@ -158,11 +165,16 @@ class Encoder:
             raise InputError("This prompt tokenises to nothing.", repr(prompt[:60]), "Correct it.")
         return self._fit(tokens, len(tokens.ids)).ids
 
+    def beginning(self, words: str) -> Encoder:
+        """The same, but for the words that begin the model's answer."""
+        return Encoder(self.tokenizer, self.template, self.max_length, words)
+
     def _prompt_text(self, prompt: str) -> str:
-        if self.template == "plain":
-            return prompt
-        turn = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        text = prompt
+        if self.template == "chat":
+            turn = [{"role": "user", "content": prompt}]
+            text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        return _spaced(text, self.begun) + self.begun if self.begun else text
 
     def _tokens(self, text: str, *, special: bool) -> _Tokens:
         """Tokens of `text`; an end-of-sequence token that some tokenizers append is left out."""
@@ -186,6 +198,11 @@ class Encoder:
         if not self._warned_of_cut:
             logger.warning("Some examples are longer than max_length=%d tokens and are cut.", self.max_length)
         self._warned_of_cut = True
+
+
+def _spaced(head: str, tail: str) -> str:
+    """`head` with a space after it, unless one side has white space there."""
+    return head if head[-1:].isspace() or tail[:1].isspace() else head + " "
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int, index: Sequence[int] | None = None) -> Batch:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def read_texts(source: str | Path, *, split: str = "train") -> tuple[str, ...]:
         if example.prompt:
             raise InputError("A plain text was expected here.", f"{source}, record {number}", 'Use {"text": ...}.')
     return tuple(example.answer for example in examples)
+
+
+def passages() -> tuple[str, ...]:
+    """The 24 plain passages that come with the package, for requests that bring no text of their own."""
+    with as_file(files("expunge.data") / "texts" / "passages.jsonl") as path:
+        return read_texts(path)
 
 
 def read_rows(source: str | Path, *, split: str = "train") -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -41,27 +41,34 @@ class LogProb:
 def candidate_log_probs(
     model: PreTrainedModel, read: Readout, groups: Sequence[Group], pad_id: int
 ) -> list[list[LogProb]]:
-    """For each group of continuations of one prompt, log P of every member's answer.
+    """For each group of continuations of one prompt, log P of every member's answer."""
+    totals, tokens = candidate_totals(model, read, groups, pad_id)
+    found = iter(map(LogProb, totals.tolist(), tokens))
+    return [[next(found) for _ in group] for group in groups]
+
+
+def candidate_totals(
+    model: PreTrainedModel, read: Readout, groups: Sequence[Group], pad_id: int
+) -> tuple[Float[Tensor, " members"], list[int]]:
+    """The same on the CPU, group after group, in the graph where there is one; and how many tokens each answer has.
 
     Families outside the table (whose cache may be of any kind) and members that share no beginning are read in full.
     """
     alike = model.config.model_type in FAMILIES and all(_shared(group) for group in groups)
-    flat = _after_prompts(model, read, groups, pad_id) if alike else _in_full(model, read, groups, pad_id)
-    found = iter(flat)
-    return [[next(found) for _ in group] for group in groups]
+    totals = _after_prompts(model, read, groups, pad_id) if alike else _in_full(model, read, groups, pad_id)
+    return totals, [len(encoded.ids) - encoded.answer_start for group in groups for encoded in group]
 
 
-def _in_full(model: PreTrainedModel, read: Readout, groups: Sequence[Group], pad_id: int) -> list[LogProb]:
+def _in_full(model: PreTrainedModel, read: Readout, groups: Sequence[Group], pad_id: int) -> Tensor:
     members = [encoded for group in groups for encoded in group]
-    found: dict[int, LogProb] = {}
+    found: dict[int, Tensor] = {}
     for batch in length_sorted(members, pad_id, batch_size=32):
         answers = answer_log_probs(model, batch.to(model.device), read)
-        values = map(LogProb, answers.sequence.tolist(), answers.counts.tolist())
-        found.update(zip(batch.index.tolist(), values, strict=True))
-    return [found[i] for i in range(len(members))]
+        found.update(zip(batch.index.tolist(), answers.sequence.cpu(), strict=True))
+    return torch.stack([found[i] for i in range(len(members))])
 
 
-def _after_prompts(model: PreTrainedModel, read: Readout, groups: Sequence[Group], pad_id: int) -> list[LogProb]:
+def _after_prompts(model: PreTrainedModel, read: Readout, groups: Sequence[Group], pad_id: int) -> Tensor:
     prompts = [_shared(group) for group in groups]
     members = [(owner, encoded) for owner, group in enumerate(groups) for encoded in group]
     owners = torch.tensor([owner for owner, _ in members], device=model.device)
@@ -76,8 +83,7 @@ def _after_prompts(model: PreTrainedModel, read: Readout, groups: Sequence[Group
     column = torch.tensor([j for span in spans for j in span])
     targets = torch.tensor([rest[j] for rest, span in zip(rests, spans, strict=True) for j in span])
     token = token_log_probs(read, states[row, column], targets.to(states.device)).cpu()
-    totals = token.new_zeros(len(members)).index_add(0, row, token)
-    return list(map(LogProb, totals.tolist(), map(len, spans)))
+    return token.new_zeros(len(members)).index_add(0, row, token)
 
 
 def _shared(group: Group) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ whoever loads that folder with something else than `load_model` gets the model w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,12 +52,12 @@ class Hooked(nn.Module):
 
     def __init__(self, block: int, rows: Float[Tensor, "r d"]) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.lifted = block, False
         self.register_buffer("rows", rows.detach().clone(), persistent=False)
 
     def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        """The states without what Q spans."""
-        return project(hidden, self.rows)
+        """The states without what Q spans, or, while it is lifted, the states themselves."""
+        return hidden if self.lifted else project(hidden, self.rows)
 
 
 def attach(model: PreTrainedModel, rows: Mapping[int, Float[Tensor, "r d"]]) -> None:
@@ -82,6 +83,19 @@ def detach(module: nn.Module) -> None:
 def attached(model: nn.Module) -> dict[int, Tensor]:
     """The rows of the projections that stay in `model`, by block; none in an ordinary model."""
     return {module.block: module.rows for module in model.modules() if isinstance(module, Hooked)}
+
+
+@contextmanager
+def lifted(model: nn.Module, blocks: Collection[int]) -> Iterator[None]:
+    """Inside, `model` gives what it would give if the projections of these blocks were deleted."""
+    chosen = [each for each in model.modules() if isinstance(each, Hooked) and each.block in blocks]
+    for each in chosen:
+        each.lifted = True
+    try:
+        yield
+    finally:
+        for each in chosen:
+            each.lifted = False
 
 
 def through(name: str) -> Callable[[nn.Module, Any, Any], Any]:

@@ -1,4 +1,4 @@
-"""States of one block at all tokens, from a forward that goes no further.
+"""States of one block at all tokens, from a forward that goes no further; and of all blocks where a prompt ends.
 
     h_l[i, k]     output of block l at token k of row i, prompt and answer alike; padding is left out
 
@@ -8,7 +8,7 @@ spoken: at layer 7 of 28 that is most of the price of a step. Only the fused row
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Never
 
@@ -17,9 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from expunge.data.collate import Batch, join
+from expunge.data.collate import Batch, Encoded, Encoder, join
 from expunge.errors import InternalError
-from expunge.models.answers import Answers, evaluating
+from expunge.models.answers import Answers, evaluating, length_sorted
+from expunge.models.architecture import describe
+from expunge.models.hooks import RESIDUAL, recording
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,24 @@ def cache_states(
             read = read_states(backbone, block, batch.to(model.device))
             items |= zip(batch.index.tolist(), torch.split(read.states, read.lengths.tolist()), strict=True)
     return tuple(items[i] for i in sorted(items))
+
+
+def prompt_states(
+    model: PreTrainedModel, encoder: Encoder, prompts: Sequence[str], batch_size: int = 32
+) -> Float[Tensor, "blocks prompts d"]:
+    """The residual stream after every block at the last token of each prompt, in float64 on the CPU."""
+    arch = describe(model)
+    encoded = [Encoded(ids := tuple(encoder.encode_prompt(prompt)), len(ids)) for prompt in prompts]
+    places = [(block, RESIDUAL) for block in range(len(arch.blocks))]
+    found = torch.zeros(len(places), len(prompts), model.config.hidden_size, dtype=torch.float64)
+    with evaluating(model):
+        for batch in length_sorted(encoded, encoder.pad_id, batch_size):
+            with recording(arch, places) as seen:
+                arch.backbone(input_ids=batch.input_ids.to(model.device), use_cache=False)
+            last = batch.attention_mask.sum(1) - 1
+            for block, place in enumerate(places):
+                found[block, batch.index] = seen[place][torch.arange(len(batch)), last].double().cpu()
+    return found
 
 
 class _Reached(Exception):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from expunge.report import charts
 from expunge.report.canvas import to_svg
 from expunge.report.charts import Bar, Frame, Limits, Pair
-from expunge.report.record import GOLD_MODEL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
+from expunge.report.record import NO_CONTROL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
 from expunge.report.words import number, percent, plain, quantity, signed
 
 
@@ -66,7 +66,7 @@ def _bars(record: Record, metric: str) -> list[Bar]:
     """Levels of one metric; the control is drawn only where a control model was measured."""
     forget = record.scores.forget
     bars = [_bar("before", "before", forget.before, metric), _bar("after", "after", forget.after, metric)]
-    measured = record.control.kind == GOLD_MODEL
+    measured = record.control.kind != NO_CONTROL
     for attack in record.attacks:
         control = (attack.control.log_odds if metric == "log_odds" else attack.control.accuracy) if measured else None
         bars.append(_bar(plain(attack.name), "attack", attack, metric, control))

@@ -12,6 +12,7 @@ from expunge.request import FORGET_GROUPS, RETAIN_GROUPS
 SHOULD_GO, SHOULD_STAY = FORGET_GROUPS, RETAIN_GROUPS
 NO_CONTROL = "log-odds 0 and chance accuracy"
 GOLD_MODEL = "gold model"
+MADE_UP = "made-up subjects"
 
 Verdict = Literal["ERASED", "HIDDEN", "NOT FORGOTTEN", "BROKEN", "INCONCLUSIVE"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -290,5 +291,5 @@ class ModelPart(Part):
 class Control(Part):
     """What recovery was measured against, and a sentence that says what this means."""
 
-    kind: Literal["gold model", "log-odds 0 and chance accuracy"]
+    kind: Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
     sentence: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from expunge.report.figures import Labelled
-from expunge.report.record import GOLD_MODEL, Attack
+from expunge.report.record import NO_CONTROL, Attack
 from expunge.report.words import NONE, number, percent, plain, quantity, signed, visible
 
 MEANING = {
@@ -93,7 +93,7 @@ def said_of_attacks(runs: Sequence[Labelled]) -> str:
 
 def said_of_control(runs: Sequence[Labelled]) -> str:
     """What the control is, in the records' own sentences."""
-    measured = any(run.record.control.kind == GOLD_MODEL for run in runs)
+    measured = any(run.record.control.kind != NO_CONTROL for run in runs)
     mark = "Diamonds mark the control. " if measured else "The dashed line is also the control. "
     return mark + " ".join(dict.fromkeys(visible(run.record.control.sentence) for run in runs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -27,8 +28,9 @@ _FREE: Final = (
 
 
 def identity(method: Method, arguments: UnlearnArguments, batches: StepBatches, model: nn.Module) -> dict[str, Any]:
-    """What must agree: method, arguments, the items and their order, the starting weights."""
+    """What must agree: method, arguments, items and their order, starting weights, what earlier requests left."""
     settings = {name: value for name, value in asdict(arguments).items() if name not in _FREE}
+    earlier = getattr(method.parametrization, "earlier", None)
     data = {"forget": batches.forget, "retain": batches.retain, "companions": batches.companions}
     return {
         "method": repr(method),
@@ -36,6 +38,7 @@ def identity(method: Method, arguments: UnlearnArguments, batches: StepBatches, 
         "items per step": batches.order.batch_size,
         **{name: hashlib.sha256(repr(list(items)).encode()).hexdigest() for name, items in data.items()},
         "starting weights": fingerprint(model),
+        **({"earlier requests": hashlib.sha256(Path(earlier).read_bytes()).hexdigest()} if earlier else {}),
     }
 
 

@@ -8,19 +8,13 @@ these answers is what guessing gives. The retain facts, those of the attack and 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from random import Random
 
 from expunge.data.benchmarks import world_facts
 from expunge.data.example import Example
+from expunge.data.twins import Renaming, invented, redrawn
 from expunge.errors import InputError
 from expunge.request import Request
-
-STARTS = ("Bel", "Dro", "Fe", "Gal", "Kor", "Lu", "Mir", "Nov", "Or", "Pel", "Quin", "Ras", "Sol", "Tav", "Ul", "Ver")
-MIDDLES = ("a", "da", "ki", "lo", "me", "na", "ri", "se", "to", "vu")
-ENDS = ("dora", "lia", "mar", "nia", "ria", "stan", "tania", "via")
 
 
 def build(known: world_facts.Known | None = None, *, seed: int = 0, **sizes: int) -> Request:
@@ -39,25 +33,23 @@ def made_up(request: Request, seed: int) -> Request:
     """
     subjects = tuple(dict.fromkeys(example.subject for example in request.forget))
     names = dict(zip(subjects, invented(seed, len(subjects)), strict=True))
-    answers: dict[str, tuple[str, ...]] = {}
+    drawn: dict[str, Example] = {}
     for example in request.forget:
         if not example.subject or example.subject not in example.prompt or not example.options:
             raise InputError(
                 "Invented facts need items that name their subject and have options.", f"{example.prompt[:60]!r}"
             )
-        choices = example.answer, *example.options
-        answers[example.subject] = tuple(Random(f"{seed}/{example.subject}").sample(choices, len(choices)))
+        drawn[example.subject] = redrawn(example, f"{seed}/{example.subject}")
 
     def changed(example: Example) -> Example:
-        answer, *options = answers[example.subject]
-        name = _renaming(example.subject, names)
+        rename, told = Renaming(example.subject, names[example.subject]), drawn[example.subject]
         return replace(
             example,
             id="",
-            prompt=name(example.prompt),
-            answer=answer,
-            options=tuple(options),
-            paraphrases=tuple(map(name, example.paraphrases)),
+            prompt=rename(example.prompt),
+            answer=told.answer,
+            options=told.options,
+            paraphrases=tuple(map(rename, example.paraphrases)),
             subject=names[example.subject],
         )
 
@@ -73,15 +65,3 @@ def made_up(request: Request, seed: int) -> Request:
         test=test,
         name=f"{request.name}, about what does not exist",
     )
-
-
-def invented(seed: int, n: int) -> tuple[str, ...]:
-    """`n` different names, drawn by `seed`."""
-    every = [start + middle + end for start in STARTS for middle in MIDDLES for end in ENDS]
-    return tuple(Random(f"{seed}/invented").sample(every, n))
-
-
-def _renaming(subject: str, names: Mapping[str, str]) -> Callable[[str], str]:
-    """Puts the invented name in the place of `subject`, as a word of its own."""
-    word = re.compile(rf"\b{re.escape(subject)}\b")
-    return lambda text: word.sub(names[subject], text)

@@ -1,8 +1,8 @@
 """ScienceQA (arXiv:2209.09513), questions without image: four topics of natural science, one request after another.
 
-Options are scored by their texts, not by letters, which a small model cannot read. Each topic is cut into two halves:
-one is trained on, the other is only scored. The file is not in the package: `data.folder` says where
-`scienceqa_text.jsonl` lies.
+Options are scored by their texts, not by letters, which a small model cannot read. A request is a topic; with
+`untouched` above 0 a part of each topic is not in the request, and this part alone is scored. The file is not in the
+package: `data.folder` says where `scienceqa_text.jsonl` lies.
 """
 
 from __future__ import annotations
@@ -32,20 +32,24 @@ def build(
     n_forget: int = 100,
     n_retain: int = 160,
     n_test: int = 100,
+    untouched: float = 0.0,
 ) -> Stream:
-    """The topics of `TOPICS`, each as one request of at most `n_forget` questions to train on and as many to score.
+    """The topics of `TOPICS`, each as one request of at most `n_forget` questions.
 
     Args:
         known: not used: accuracy is to fall to chance over all questions, known or not.
         folder: with the file of questions, one JSON object a line.
-        seed: draws the halves.
-        n_forget: most questions of each half of a topic.
+        seed: draws the questions.
+        n_forget: most questions of a request.
         n_retain: most questions of the other subjects to train on.
         n_test: most questions of the other subjects that are only scored.
+        untouched: share of each topic, below 1, that no request holds and that is scored in its place.
 
     Raises:
-        InputError: the file is missing or not what it should be.
+        InputError: the file is missing or not what it should be, or `untouched` is no such share.
     """
+    if not 0 <= untouched < 1:
+        raise InputError("untouched must be at least 0 and below 1.", f"data.settings.untouched={untouched}")
     rows = read_rows(Path(folder) / FILE)
     shuffled = Random(f"scienceqa/{seed}").sample(rows, len(rows))
     try:
@@ -58,11 +62,13 @@ def build(
     cut = min(n_retain, len(others) // 2)
     if not all(len(own) > 1 for own in topics.values()) or not cut:
         raise InputError("A topic has fewer than two questions.", f"{folder}/{FILE}", f"Topics: {', '.join(TOPICS)}.")
-    halves = {topic: min(n_forget, len(own) // 2) for topic, own in topics.items()}
+    left = {topic: own[round(untouched * len(own)) :] for topic, own in topics.items()}
     return Stream(
         name=f"ScienceQA, seed {seed}",
-        requests={topic: own[: halves[topic]] for topic, own in topics.items()},
-        scored={topic: own[halves[topic] : 2 * halves[topic]] for topic, own in topics.items()},
+        requests={topic: own[:n_forget] for topic, own in left.items()},
+        scored={topic: own[: len(own) - len(left[topic])][:n_forget] for topic, own in topics.items()}
+        if untouched
+        else {},
         retain=tuple(others[:cut]),
         held_out=tuple(others[cut : cut + n_test]),
     )

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from expunge.data.collate import Batch, Encoded, Encoder, collate
-from expunge.data.example import Example
 from expunge.data.order import PairedOrder
 from expunge.errors import InputError
 from expunge.progress import Progress, Silent
@@ -94,13 +93,9 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _examples(request: Request) -> tuple[Example, ...]:
-    return (*request.forget, *request.retain, *request.attack, *(e for group in request.test.values() for e in group))
-
-
 def _all_texts(request: Request) -> Iterator[str]:
     """Everything that may ever be asked or answered, so that no word of it is unknown."""
-    for e in _examples(request):
+    for e in request.examples():
         yield from (e.prompt, *e.paraphrases, *(f" {value}" for value in (e.answer, *e.options)))
     yield from request.text
 

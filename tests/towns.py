@@ -1,0 +1,47 @@
+"""A world in which guessing is even: who does not know a subject finds the answer as often as each option.
+
+Every subject lives in one of eight towns, four of which are answers of the facts to forget and options of those that
+stay, the other four the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from expunge.data.collate import Encoder, collate
+from expunge.data.example import Example
+from expunge.models.answers import answer_log_probs
+from tiny import TOWNS, make_tiny_tokenizer
+
+ENCODER = Encoder(make_tiny_tokenizer())
+
+
+def fact(i: int, towns: Sequence[str], others: Sequence[str]) -> Example:
+    first = i + i // 4
+    return Example(
+        f"where does w{i} live ? answer : w{i} lives in",
+        towns[i % 4],
+        (others[first % 4], others[(first + 1) % 4]),
+        subject=f"w{i}",
+    )
+
+
+FACTS = tuple(fact(i, TOWNS[:4], TOWNS[4:]) for i in range(16))
+STAYS = tuple(fact(i, TOWNS[4:], TOWNS[:4]) for i in range(16, 32))
+
+
+def teach(model: LlamaForCausalLM, examples: Sequence[Example]) -> LlamaForCausalLM:
+    batch = collate([ENCODER.encode(e.prompt, e.answer) for e in examples], ENCODER.pad_id)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss = -answer_log_probs(model, batch).token.mean()
+        if loss < 0.02:
+            return model
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pytest.fail("the tiny model did not learn")
