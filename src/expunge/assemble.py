@@ -22,8 +22,11 @@ from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
 from expunge.audit.influence import compare
+from expunge.audit.lm_eval import Link
 from expunge.audit.memorization import memorization
+from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
+from expunge.audit.reading import Reading
 from expunge.audit.utility import Kept, Language
 from expunge.basis import Basis, Tries, uncounted, why_uncounted
 from expunge.measure import Measured
@@ -59,6 +62,8 @@ class Parts:
         training: what `training.json` holds.
         stages: seconds of each stage.
         seeds: of all but the attacks.
+        control_reading: what metrics compare with, None without a control.
+        lm_eval: what lm-eval left in the run's folder, None where it was not asked.
     """
 
     plan: Plan
@@ -72,6 +77,8 @@ class Parts:
     stages: dict[str, float]
     seeds: dict[str, int]
     peak_bytes: int
+    control_reading: Reading | None = None
+    lm_eval: Link | None = None
 
     @property
     def before(self) -> Measured:
@@ -113,6 +120,7 @@ def assemble(parts: Parts) -> schema.Record:
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
         probe=_probe(before.probe, after.probe),
         text=_text(parts),
+        metrics=_metrics(parts),
         items=_items(parts, strongest),
         cost=schema.Cost(
             seconds=sum(parts.stages.values()),
@@ -147,7 +155,7 @@ def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
     kind: Kind = "log-odds 0 and chance accuracy"
     if parts.control is not None:
         kind = "gold model"
-    elif any(result.twin_ids and not share.note for (result, _), share in zip(parts.attacks, recoveries, strict=True)):
+    elif any(result.twin_ids for result, _ in parts.attacks):
         kind = "made-up subjects"
     notes = dict.fromkeys(share.note for share in recoveries if share.note)
     return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
@@ -295,6 +303,16 @@ def _text(parts: Parts) -> schema.Text:
         perplexity_after=after.perplexity if after else None,
         kl=after.kl if after else None,
     )
+
+
+def _metrics(parts: Parts) -> schema.Metrics | None:
+    """All metrics of memorisation, membership and utility."""
+    before, after = parts.before.snapshot, parts.after.snapshot
+    if after.reading is None:
+        return None
+    found = metrics(before.reading, after.reading, parts.control_reading, (before.text, after.text))
+    link = schema.LmEval(**parts.lm_eval.to_json()) if parts.lm_eval else None
+    return schema.Metrics(**found.to_json(), lm_eval=link)
 
 
 def _strongest(results: Sequence[AttackResult], name: str) -> AttackResult | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from expunge.audit.snapshot import Snapshot, snapshot
+from expunge.audit.lm_eval import Link, evaluate, linked
+from expunge.audit.reading import Reading
+from expunge.audit.snapshot import Snapshot, control_reading, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.sources import passages
 from expunge.models.load import LoadedModel, load_model
@@ -75,6 +78,22 @@ def score_forget(path: str, plan: Plan, request: Request) -> tuple[ItemScore, ..
     """Scores of the forget items by the model at `path`."""
     loaded = load_model(path, dtype=plan.dtype, device=plan.device)
     return score_items(loaded.model, encoder_of(loaded, plan), request.forget)
+
+
+def measure_control(path: str, plan: Plan, request: Request) -> tuple[tuple[ItemScore, ...], Reading]:
+    """Scores of the forget items by the model at `path`, and what metrics compare with."""
+    loaded = load_model(path, dtype=plan.dtype, device=plan.device)
+    encoder = encoder_of(loaded, plan)
+    scores = score_items(loaded.model, encoder, request.forget)
+    return scores, control_reading(loaded.model, encoder, request, scores)
+
+
+def ask_lm_eval(path: str, plan: Plan, tasks: Sequence[str], folder: Path) -> Link | None:
+    """What lm-eval finds of the model at `path`, stored in `folder`; what is stored there already, without tasks."""
+    if not tasks:
+        return linked(folder)
+    loaded = load_model(path, dtype=plan.dtype, device=plan.device)
+    return evaluate(loaded.model, loaded.tokenizer, tasks, folder)
 
 
 def _source(loaded: LoadedModel) -> str:

@@ -24,7 +24,7 @@ from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, VerdictBelow
 from expunge.folder import RunFolder, Subject, write_json
-from expunge.measure import Measured, encoder_of, measure, score_forget
+from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
 from expunge.models.memory import peak_bytes
@@ -182,22 +182,29 @@ def attack_checkpoint(
     return attack_model(model, plan=recipe, request=request, chosen=choose(recipe), folder=folder, progress=progress)
 
 
-def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Measured] | None = None) -> Record:
+def audit(
+    path: Path,
+    progress: Progress | None = None,
+    baselines: dict[str, Measured] | None = None,
+    lm_eval: Sequence[str] = (),
+) -> Record:
     """Measure the original and the unlearned model, decide, and write record, report and model card.
 
     Args:
         baselines: measured originals by what they depend on; filled here, so that several runs can share one.
+        lm_eval: task files of lm-eval; without any, earlier answers in the folder are linked.
     """
     folder = RunFolder(path)
     subject = folder.load_subject()
     start = time.perf_counter()
     basis, after = _measured(subject, progress, baselines if baselines is not None else {})
     plan, training = subject.plan, subject.training
-    control = score_forget(subject.control, plan, subject.request) if subject.control else None
+    control, reading = measure_control(subject.control, plan, subject.request) if subject.control else (None, None)
     attacks = [
         (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
         for file in sorted(folder.attacks.glob("*.json"))
     ]
+    asked = ask_lm_eval(subject.model, plan, lm_eval, folder.path)
     stages = {
         **({"unlearning": training["stage_seconds"]} if training["stage_seconds"] else {}),
         "attacks": sum(result.seconds for result, _ in attacks),
@@ -216,6 +223,8 @@ def audit(path: Path, progress: Progress | None = None, baselines: dict[str, Mea
             stages=stages,
             seeds={"data": plan.data.seed, **({"unlearning": plan.seed} if isinstance(plan, Recipe) else {})},
             peak_bytes=max(training["peak_bytes"], peak_bytes()),
+            control_reading=reading,
+            lm_eval=asked,
         )
     ).canonical()
     from expunge.report.card import render_card

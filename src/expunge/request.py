@@ -28,6 +28,7 @@ _FIELDS = {
     "id": str,
     "options": tuple,
     "paraphrases": tuple,
+    "answer_paraphrases": tuple,
 }
 
 

@@ -78,6 +78,7 @@ def test_the_whole_way(
         for moment in ("before", "after"):
             assert {"accuracy", "log_odds", "chance"} <= record["scores"][split][moment].keys()
     assert {"name", "accuracy", "log_odds", "recovery"} <= record["attacks"][0].keys()
+    assert {"extraction_strength", "mia_loss", "model_utility"} <= {row["name"] for row in record["metrics"]["rows"]}
     attacks = {attack["name"]: attack for attack in record["attacks"]}
     assert sorted(attacks) == ["quantise", "relearn-harmful", "relearn-harmful@half", "relearn-related"]
     assert attacks["relearn-harmful@half"]["settings"]["fraction"] == 0.5

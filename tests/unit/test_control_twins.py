@@ -129,20 +129,23 @@ def test_more_attack_never_recovers_less() -> None:
         assert shares == sorted(shares)
 
 
-@pytest.mark.parametrize(
-    ("twinned", "right", "note"),
-    [(8, 1 / 3, "8 of 12 items"), (12, 0.75, "75% of the questions"), (9, 1 / 3, ""), (12, 0.5, "")],
-)
-def test_twins_that_are_too_few_or_that_were_answered_are_refused_and_it_is_told(
-    twinned: int, right: float, note: str
-) -> None:
+def test_too_few_twins_leave_ignorance_and_it_is_told() -> None:
+    for twinned, enough in ((8, False), (9, True)):
+        curve = [point(flat(n), flat(-1 - n, twinned), n) for n in (0, 1)]
+        attacked = attack(*curve, twinned=twinned)
+        found = recovery(attacked, KNEW, twins=original_twins(flat(-0.5)))
+        assert found.control == (MADE_UP if enough else IGNORANCE)
+        assert enough or "8 of the 12 items" in found.note
+        assert enough or replace(found, note="") == recovery(attacked, KNEW)
+
+
+@pytest.mark.parametrize(("right", "note"), [(0.75, "75% of the made-up subjects"), (0.5, "")])
+def test_twins_that_were_answered_before_are_told(right: float, note: str) -> None:
     """9 of 12 right are at least 0.47 by Wilson, above chance; 6 of 12 are at least 0.25, which may be luck."""
-    low = attack(point(flat(0), flat(-1, twinned)), point(flat(1), flat(-2, twinned), 2), twinned=twinned)
-    found = recovery(low, KNEW, twins=original_twins(flat(-0.5), right))
-    assert note in found.note and bool(note) == bool(found.note), found.note
-    assert found.control == (IGNORANCE if note else MADE_UP)
-    if note:
-        assert replace(found, note="") == recovery(low, KNEW)
+    attacked = attack(point(flat(0), flat(-4)), point(flat(0.2), flat(-4), 2))
+    found = recovery(attacked, KNEW, twins=original_twins(flat(0.5), right))
+    assert note in found.note and bool(note) == bool(found.note)
+    assert found.value > 1 and found.control == MADE_UP, "an output bias is found out all the same"
 
 
 def test_a_gold_model_makes_twins_needless_and_older_results_have_none() -> None:

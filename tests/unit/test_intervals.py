@@ -64,3 +64,9 @@ def test_degenerate_scores() -> None:
     assert mean_interval([0.5] * 8) == (0.5, 0.5)
     assert mean_interval([0.7]) == (0.7, 0.7)
     assert all(math.isnan(bound) for bound in bootstrap(lambda i: math.nan, [4]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 129])
+def test_the_interval_of_a_mean_is_the_bootstrap_of_a_mean(n: int) -> None:
+    values = np.random.default_rng(n).normal(size=n)
+    assert mean_interval(list(values)) == bootstrap(lambda items: float(values[items].mean()), [n])

@@ -9,13 +9,12 @@ s is the mean log-odds of the held-out items, t a moment (learning rate, seed, s
     made-up subjects   s(control, t): the items' twins (`expunge.data.twins`) in the unlearned model at t,
                        s(control, 0): the same twins in the original
 
-The first where there is one. Else R is the larger one of the other two, bound by bound: twins say what the attacked
-model guesses, which is mostly below 0, and whoever hides facts by making their answers unlikely for every subject is
-found out by the item's lead over its twin; whoever makes the answers likely for every subject is measured against
-ignorance as before. So twins never make a recovery smaller. The score of an attack is R where its log-odds (against
-twins: the lead over these) are highest over learning rates and time, averaged over seeds. Its interval resamples items,
-each with its values in all three models, and seeds; the choice of the moment is part of the attack and is not
-resampled.
+The first where there is one. Else R is the larger one of the other two, bound by bound: whoever hides facts by making
+their answers unlikely for every subject is found out by an item's lead over its twin, and whoever makes the answers
+likely for every subject is measured against ignorance as before. So twins never make a recovery smaller. The score of
+an attack is R where its log-odds (against twins: the lead over these) are highest over learning rates and time,
+averaged over seeds. Its interval resamples items, each with its values in all three models, and seeds; the choice of
+the moment is part of the attack and is not resampled.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from expunge.attacks.base import AttackResult, CurvePoint
 from expunge.audit.intervals import Indices, bootstrap, wilson_low
 from expunge.errors import InputError
-from expunge.models.scores import ItemScore, summarise
+from expunge.models.scores import ItemScore, Scores, summarise
 
 GOLD_MODEL = "gold model"
 IGNORANCE = "log-odds 0 and chance accuracy"
@@ -60,7 +59,7 @@ class Recovery:
         control_log_odds: s(control, t) at the attack's best point.
         control_accuracy: of the control at the attack's best accuracy.
         curve: R at each point of the attack's curve.
-        note: why there are twins and they are no control, in words.
+        note: what a reader has to know of the twins, in words.
     """
 
     value: float
@@ -107,9 +106,14 @@ def recovery(
     plain = _recovery(attacked, original, control, level, seed)
     if control is not None or not twins or not attacked.twin_ids or not plain.known:
         return plain
-    if why := _unfit(attacked, twins):
-        return replace(plain, note=why)
-    return _larger(plain, lead(attacked, original, twins, level=level, seed=seed))
+    have, items = len(attacked.twin_ids), len(attacked.held_out_ids)
+    if have < max(LEAST_TWINS, MOST_ITEMS * items):
+        few = (
+            f"Only {have} of the {items} items of {attacked.name} have a made-up twin: ignorance alone is its control."
+        )
+        return replace(plain, note=few)
+    larger = _larger(plain, lead(attacked, original, twins, level=level, seed=seed))
+    return replace(larger, note=_guessable(summarise(list(twins.values()))))
 
 
 def _recovery(
@@ -196,18 +200,15 @@ def _larger(plain: Recovery, ahead: Recovery) -> Recovery:
     )
 
 
-def _unfit(attacked: AttackResult, twins: Mapping[str, ItemScore]) -> str:
-    """Why these twins are no control; empty where they are."""
-    have, items = len(attacked.twin_ids), len(attacked.held_out_ids)
-    if have < max(LEAST_TWINS, MOST_ITEMS * items):
-        return f"Only {have} of {items} items can be asked about a made-up subject."
-    told = summarise(list(twins.values()))
-    if (bound := wilson_low(told.accuracy, told.n)) > told.chance:
-        return (
-            f"Before unlearning {told.accuracy:.0%} of the questions about made-up subjects were answered alike (at "
-            f"least {bound:.0%}, chance {told.chance:.0%}), so the answers can be guessed without the subject."
-        )
-    return ""
+def _guessable(told: Scores) -> str:
+    """What to say of twins that the original answered; empty where it may have been luck."""
+    if (bound := wilson_low(told.accuracy, told.n)) <= told.chance:
+        return ""
+    return (
+        f"Before unlearning the model preferred the right answer for {told.accuracy:.0%} of the made-up subjects too "
+        f"(at least {bound:.0%}, chance {told.chance:.0%}): part of what it seemed to know can be guessed without the "
+        "subject, and counts as recovered."
+    )
 
 
 def residual(

@@ -38,19 +38,19 @@ def bootstrap(
     estimate = statistic(*whole)
     rng = np.random.default_rng(seed)
     draws = np.array([statistic(*(rng.integers(size, size=size) for size in sizes)) for _ in range(resamples)])
-    draws = draws[np.isfinite(draws)]
-    if not math.isfinite(estimate) or not len(draws):
-        return math.nan, math.nan
-    if np.ptp(draws) == 0:
-        return float(estimate), float(estimate)
-    low, high = np.quantile(draws, _levels(draws, estimate, _acceleration(statistic, whole), level))
-    return float(low), float(high)
+    return _corrected(draws, estimate, lambda: _acceleration(statistic, whole), level)
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the mean of one value per item."""
+def mean_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """`bootstrap` of the mean of one value per item, the same number but for twenty times the speed."""
     array = np.asarray(values, dtype=float)
-    return bootstrap(lambda items: float(array[items].mean()), [len(array)], level=level, seed=seed)
+    rng, rows = np.random.default_rng(seed), max(1, (1 << 20) // len(array))
+    blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    draws = np.concatenate([array[rng.integers(len(array), size=(block, len(array)))].mean(1) for block in blocks])
+    whole = [np.arange(len(array))]
+    return _corrected(draws, float(array.mean()), lambda: _acceleration(lambda i: float(array[i].mean()), whole), level)
 
 
 def wilson_low(share: float, n: int, level: float = 0.95) -> float:
@@ -64,6 +64,19 @@ def wilson(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     centre, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def _corrected(
+    draws: NDArray[np.float64], estimate: float, acceleration: Callable[[], float], level: float
+) -> tuple[float, float]:
+    """The interval that the draws of a score span."""
+    draws = draws[np.isfinite(draws)]
+    if not math.isfinite(estimate) or not len(draws):
+        return math.nan, math.nan
+    if np.ptp(draws) == 0:
+        return float(estimate), float(estimate)
+    low, high = np.quantile(draws, _levels(draws, estimate, acceleration(), level))
+    return float(low), float(high)
 
 
 def _levels(draws: NDArray[np.float64], estimate: float, acceleration: float, level: float) -> list[float]:

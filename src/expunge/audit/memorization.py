@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -24,7 +25,7 @@ class Measure:
         low: lower bound of its 95 % bootstrap interval over items.
         high: upper bound.
         chance: the mean for a model that knows nothing, or None where that is not a fixed number.
-        values: one per item.
+        values: one per item, NaN where an item has none.
     """
 
     value: float
@@ -35,8 +36,9 @@ class Measure:
 
     @classmethod
     def of(cls, values: Sequence[float], chance: float | None, seed: int = 0) -> Measure:
-        """The mean of `values` and its interval."""
-        return cls(fmean(values), *mean_interval(values, seed=seed), chance, tuple(values))
+        """The mean of `values` and its interval; items without a value are NaN and left out, one at least has one."""
+        there = [value for value in values if not math.isnan(value)]
+        return cls(fmean(there), *mean_interval(there, seed=seed), chance, tuple(values))
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.logit_lens import logit_lens
-from expunge.audit.memorization import recalls
 from expunge.audit.probe import Probed, linear_probe
+from expunge.audit.reading import STAYS, Reading, read
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.models.answers import Reference, TextStatistics, cache_text, text_statistics
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from expunge.data.collate import Encoder
+    from expunge.data.example import Example
     from expunge.request import Request
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Scored = tuple[tuple[ItemScore, ...], tuple[ItemScore, ...], dict[str, tuple[ItemScore, ...]]]
+"""Scores of forget, retain and each test group."""
 
 TASK = "measuring"
 
@@ -49,7 +53,9 @@ class Caps:
         text_tokens: tokens of plain text, in whole passages; one passage is always measured.
         attribution: forget examples.
         probe: retain examples that the linear probe learns from.
-        new_tokens: of each greedy answer.
+        spoken: retain examples, and those of each group of TOFU's model utility, that are answered in words.
+        new_tokens: of each greedy answer, unless a forget answer is longer.
+        most_new_tokens: of each greedy answer.
         seed: of the draws, and of the logit lens.
     """
 
@@ -57,7 +63,9 @@ class Caps:
     text_tokens: int = 2048
     attribution: int = 64
     probe: int = 256
+    spoken: int = 16
     new_tokens: int = 16
+    most_new_tokens: int = 64
     seed: int = 0
 
     def draw(self, items: Sequence[T], most: int) -> tuple[T, ...]:
@@ -91,6 +99,7 @@ class Snapshot:
         probe: what linear probes trained on retain items read of the forget items, layer by layer; None where it was
             not measured, or where no retain item has a forget item's answer.
         twins: scores of the made-up twins by the id of their forget item; empty unless this is the reference.
+        reading: what the metrics of memorisation, membership and utility are made of; None in a light snapshot.
     """
 
     forget: tuple[ItemScore, ...]
@@ -104,6 +113,7 @@ class Snapshot:
     lens: tuple[float, ...] = ()
     probe: Probed | None = None
     twins: Mapping[str, ItemScore] = field(default_factory=dict)
+    reading: Reading | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The means and other single numbers; what is not finite, or was not measured, is None."""
@@ -147,7 +157,7 @@ def snapshot(
     if light:
         progress.finish(TASK)
         return Snapshot(*scored, samples={}, rouge_l={})
-    answers = greedy(model, encoder, [example.prompt for example in request.forget], caps.new_tokens)
+    reading, words = _reading(model, encoder, request, caps, scored)
     progress.advance(TASK)
     text, text_reference = _text(model, encoder, caps.draw_texts(encoder, request.text), reference)
     progress.advance(TASK)
@@ -165,14 +175,15 @@ def snapshot(
     ids = [example.id for example in request.forget]
     return Snapshot(
         *scored,
-        samples=dict(zip(ids, answers, strict=True)),
-        rouge_l=dict(zip(ids, recalls(request.forget, answers), strict=True)),
+        samples={name: words[name] for name in ids},
+        rouge_l=dict(zip(ids, reading.forget.rouge_l, strict=True)),
         text=text,
         text_reference=text_reference,
         attribution=attribution,
         lens=lens or (),
         probe=probe,
         twins=_twins(model, encoder, request) if reference is None else {},
+        reading=reading,
     )
 
 
@@ -181,14 +192,48 @@ def _twins(model: PreTrainedModel, encoder: Encoder, request: Request) -> dict[s
     return dict(zip(twins, score_items(model, encoder, list(twins.values())), strict=True))
 
 
-def _scores(
-    model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps
-) -> tuple[tuple[ItemScore, ...], tuple[ItemScore, ...], dict[str, tuple[ItemScore, ...]]]:
+def control_reading(
+    model: PreTrainedModel, encoder: Encoder, request: Request, forget: Sequence[ItemScore], caps: Caps | None = None
+) -> Reading:
+    """What metrics compare with: the control's reading of the forget items and the non-members, given its scores."""
+    words = _words(model, encoder, request, request.forget, caps or Caps())
+    return read(model, encoder, request, forget, {}, words)
+
+
+def _scores(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps) -> Scored:
     """Scores of forget, retain and each test group, from one pass over all of them."""
     sets = [request.forget, caps.draw(request.retain, caps.retain), *request.test.values()]
     scores = iter(score_items(model, encoder, [example for examples in sets for example in examples]))
     forget, retain, *test = (tuple(next(scores) for _ in examples) for examples in sets)
     return forget, retain, dict(zip(request.test, test, strict=True))
+
+
+def _reading(
+    model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps, scored: Scored
+) -> tuple[Reading, dict[str, str]]:
+    """What the metrics need, and the greedy words by item id, of everything that is answered in words in one go."""
+    forget, retain, test = scored
+    sets = {"retain": (caps.draw(request.retain, caps.retain), retain)}
+    sets |= {prefix: (request.test[group], test[group]) for group, prefix in STAYS.items() if request.test.get(group)}
+    stays = {
+        name: (caps.draw(examples, caps.spoken), caps.draw(items, caps.spoken))
+        for name, (examples, items) in sets.items()
+        if examples
+    }
+    asked = [*request.forget, *(example for examples, _ in stays.values() for example in examples)]
+    words = _words(model, encoder, request, asked, caps)
+    return read(model, encoder, request, forget, stays, words), words
+
+
+def _words(
+    model: PreTrainedModel, encoder: Encoder, request: Request, asked: Sequence[Example], caps: Caps
+) -> dict[str, str]:
+    """Greedy answers by item id; untrusted text."""
+    encoded = [encoder.encode(example.prompt, example.answer) for example in request.forget]
+    longest = max(len(each.ids) - each.answer_start for each in encoded)
+    new_tokens = max(caps.new_tokens, min(longest, caps.most_new_tokens))
+    said = greedy(model, encoder, [example.prompt for example in asked], new_tokens)
+    return {example.id: words for example, words in zip(asked, said, strict=True)}
 
 
 def _probe(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps) -> Probed | None:
@@ -209,9 +254,8 @@ def _text(
     if reference is not None:
         return text_statistics(model, encoder, texts, reference.text_reference), None
     own = cache_text(model, encoder, texts)
-    tokens = sum(len(states) for states in own.hidden)
-    nll = -float(own.sequence.double().sum()) / tokens
-    return TextStatistics(nll, math.exp(nll), None, tokens), own
+    passages = [(-value, 0.0, len(states)) for value, states in zip(own.sequence.tolist(), own.hidden, strict=True)]
+    return TextStatistics.of(passages, compared=False), own
 
 
 def _means(items: Sequence[ItemScore]) -> dict[str, Any]:

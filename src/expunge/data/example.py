@@ -20,6 +20,7 @@ class Example:
         subject: whom or what the fact is about.
         group: a label such as "multi_hop"; carries no meaning for training.
         id: sha256 prefix of (prompt, answer) unless given.
+        answer_paraphrases: the same answer in other words, which the truth ratio asks for.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class Example:
     subject: str = ""
     group: str = ""
     id: str = field(default="")
+    answer_paraphrases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.id:

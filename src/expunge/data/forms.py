@@ -90,6 +90,7 @@ class Record:
             answer=answer,
             options=self.options(answer),
             paraphrases=tuple(dict.fromkeys(map(ask, paraphrases))),
+            answer_paraphrases=self.texts("answer_paraphrases") + self.texts("paraphrased_answer"),
             subject=self.label("subject"),
             group=self.label("group"),
             id=self.label("id"),

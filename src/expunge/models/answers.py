@@ -95,12 +95,24 @@ class Reference:
 
 @dataclass(frozen=True)
 class TextStatistics:
-    """Per-token figures on plain text: `nll` in nats, perplexity = exp(nll), `kl` = KL(reference || model) in nats."""
+    """Per-token figures on plain text: `nll` in nats, perplexity = exp(nll), `kl` = KL(reference || model) in nats.
+
+    `passages` holds (sum of nll, sum of kl, tokens) of each passage, in order.
+    """
 
     nll: float
     perplexity: float
     kl: float | None
     tokens: int
+    passages: tuple[tuple[float, float, int], ...] = ()
+
+    @classmethod
+    def of(cls, passages: Sequence[tuple[float, float, int]], compared: bool) -> TextStatistics:
+        """The figures over all passages; without a KL divergence unless they were `compared` with a reference."""
+        nlls, kls, tokens = map(sum, zip(*passages, strict=True))
+        nll = nlls / tokens
+        perplexity = math.exp(nll) if nll < 700 else math.inf
+        return cls(nll, perplexity, kls / tokens if compared else None, int(tokens), tuple(passages))
 
 
 def answer_log_probs(
@@ -201,18 +213,19 @@ def text_statistics(
     Raises:
         InputError: there is no text, or one has no token to predict.
     """
-    read, nll, kl, tokens = readout(model), 0.0, 0.0, 0
+    read, passages = readout(model), dict[int, tuple[float, float, int]]()
     with evaluating(model):
         for batch in _text_batches(encoder, texts):
             answers = answer_log_probs(model, batch.to(model.device), read)
-            nll -= answers.token.double().sum().item()
-            tokens += len(answers.token)
+            nll, kl = -answers.token.double(), torch.zeros(len(answers.token), dtype=torch.double)
             if reference is not None:
-                kl += _kl_sum(read, answers.hidden, reference, reference.states(batch.index))
-    if not tokens:
+                kl = _kl(read, answers.hidden, reference, reference.states(batch.index))
+            sums = (torch.stack([part.sum() for part in torch.split(x, answers.counts.tolist())]) for x in (nll, kl))
+            told = zip(*(x.tolist() for x in sums), answers.counts.tolist(), strict=True)
+            passages |= dict(zip(batch.index.tolist(), told, strict=True))
+    if not passages:
         raise InputError("There is no text to measure.")
-    perplexity = math.exp(nll / tokens) if nll / tokens < 700 else math.inf
-    return TextStatistics(nll / tokens, perplexity, None if reference is None else kl / tokens, tokens)
+    return TextStatistics.of([passages[i] for i in range(len(texts))], compared=reference is not None)
 
 
 @contextmanager
@@ -240,15 +253,15 @@ def _text_batches(encoder: Encoder, texts: Sequence[str]) -> Iterator[Batch]:
     return length_sorted([encoder.encode_text(text) for text in texts], encoder.pad_id, batch_size=8)
 
 
-def _kl_sum(read: Readout, hidden: Tensor, reference: Reference, states: Tensor) -> float:
-    """Sum over tokens of KL(reference || model); four blocks of logits are alive at once."""
+def _kl(read: Readout, hidden: Tensor, reference: Reference, states: Tensor) -> Float[Tensor, " tokens"]:
+    """KL(reference || model) at each token, in fp64; four blocks of logits are alive at once."""
     block = _block(read, LOGITS_BYTES // 4)
-    total = 0.0
+    pieces = []
     for ours, theirs in zip(torch.split(hidden, block), torch.split(states, block), strict=True):
         before = log_softmax(reference.logits(theirs), -1)
         after = log_softmax(read.logits(ours), -1)
-        total += (before.exp() * (before - after)).sum(-1).double().sum().item()
-    return total
+        pieces.append((before.exp() * (before - after)).sum(-1).double())
+    return torch.cat(pieces)
 
 
 def _block(read: Readout, budget: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expunge.errors import InputError
-from expunge.report import figures, tables, theme, view, words
+from expunge.report import figures, metric_table, tables, theme, view, words
 from expunge.report.canvas import drawing
 from expunge.report.record import Record
 
@@ -50,6 +50,8 @@ def render(records: Sequence[Record], title: str | None = None) -> str:
             attack_rows=tables.attack_rows(runs),
             answers=tables.answer_tables(runs),
             utility=tables.utility_rows(runs),
+            metric_rows=metric_table.metric_rows(runs),
+            metric_notes=metric_table.metric_notes(runs),
             prices=tables.prices(runs),
             provenance=[(run.label, tables.provenance(run.record)) for run in runs],
             map_top=figures.map_top(runs),

@@ -200,6 +200,49 @@ class Text(Part):
     kl: Measured = None
 
 
+class MetricState(Part):
+    """A metric of one model: its value, 95 % bounds, and the value of each item, null where an item has none."""
+
+    value: Measured
+    low: Measured = None
+    high: Measured = None
+    values: tuple[Measured, ...] = ()
+
+
+class Metric(Part):
+    """A metric under its name in OpenUnlearning or TOFU; chance: what guessing gives. See docs/metrics.md."""
+
+    name: str
+    chance: Measured = None
+    before: MetricState | None = None
+    after: MetricState | None = None
+    control: MetricState | None = None
+
+
+class LmEval(Part):
+    """What lm-eval said of the unlearned model: a file beside the record, its sha256, and the tasks in it."""
+
+    file: str
+    sha256: str
+    tasks: tuple[str, ...]
+
+
+class Metrics(Part):
+    """Memorisation, membership and utility.
+
+    forget, others: ids of the items behind the values of forget metrics, and of the non-members of membership metrics,
+    whose values follow those of the forget items. non_members: where these are from (attack, held_out).
+    reference: the model that `mia_reference` compares with (control, original).
+    """
+
+    rows: tuple[Metric, ...] = ()
+    forget: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    non_members: str = ""
+    reference: str = ""
+    lm_eval: LmEval | None = None
+
+
 class ItemState(Part):
     """One item at one moment: scores, and the model's greedy words (untrusted text)."""
 

@@ -30,7 +30,9 @@ from expunge.report.parts import (
     Influence,
     Item,
     ItemState,
+    LmEval,
     LogitLens,
+    Metrics,
     ModelPart,
     Part,
     Probe,
@@ -65,6 +67,7 @@ class Record(Part):
     logit_lens: LogitLens | None = None
     probe: Probe | None = None
     text: Text = Text()
+    metrics: Metrics | None = None
     items: tuple[Item, ...] = ()
     cost: Cost
     training: Training = Training()
@@ -171,7 +174,9 @@ __all__ = [
     "Influence",
     "Item",
     "ItemState",
+    "LmEval",
     "LogitLens",
+    "Metrics",
     "ModelPart",
     "Part",
     "Probe",

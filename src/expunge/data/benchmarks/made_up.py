@@ -50,6 +50,7 @@ def made_up(request: Request, seed: int) -> Request:
             answer=told.answer,
             options=told.options,
             paraphrases=tuple(map(rename, example.paraphrases)),
+            answer_paraphrases=(),
             subject=names[example.subject],
         )
 
