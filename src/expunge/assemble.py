@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -18,8 +18,7 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
-from expunge.attacks.catalogue import ATTACKS, kind_of, untried, why_uncounted
-from expunge.audit.alone import ASSUMED, assumed_original, decide_alone
+from expunge.attacks.catalogue import untried, why_uncounted
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -30,7 +29,8 @@ from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
 from expunge.audit.reading import Reading
 from expunge.audit.utility import Kept, Language
-from expunge.audit.verdict import Rule, Verdict, decide
+from expunge.audit.verdict import Rule
+from expunge.basis import Basis, Tries, uncounted
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
 from expunge.recipe import Plan
@@ -50,36 +50,6 @@ SENTENCES: dict[Kind, str] = {
         "at chance), which part of what any model would guess after the attack counts as recovered."
     ),
 }
-
-
-Tries = Sequence[tuple[AttackResult, AttackResult | None]]
-"""Attacks, each with the same one on the control, or None."""
-
-
-def _by_evidence(evidence: Evidence, results: Sequence[AttackResult]) -> Verdict:
-    """The verdict where the original was measured."""
-    return decide(evidence)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What the model is compared with.
-
-    Args:
-        measured: the original.
-        judge: what the evidence and the attacks in it amount to.
-        note: a sentence on the original, for the reader.
-    """
-
-    measured: Measured
-    judge: Callable[[Evidence, Sequence[AttackResult]], Verdict] = _by_evidence
-    note: str = ""
-
-    @classmethod
-    def assumed(cls, after: Measured) -> Basis:
-        """An original that is not at hand, with what can be said without it; see `expunge.audit.alone`."""
-        original = Measured(assumed_original(after.snapshot), {}, after.part)
-        return cls(original, decide_alone, ASSUMED)
 
 
 @dataclass(frozen=True)
@@ -137,7 +107,7 @@ def assemble(parts: Parts) -> schema.Record:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=(*verdict.reasons, *_uncounted(parts.attacks)),
+            reasons=(*verdict.reasons, *uncounted(parts.attacks)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
@@ -194,15 +164,6 @@ def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
         kind = "made-up subjects"
     notes = dict.fromkeys(share.note for share in recoveries if share.note)
     return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
-
-
-def _uncounted(attacks: Tries) -> list[str]:
-    """Which attacks are no evidence, and why."""
-    return [
-        f"{result.name} does not count here: {why} It reached accuracy {result.best_accuracy.accuracy:.2f}."
-        for result, control in attacks
-        if (why := why_uncounted(result.name, control is not None))
-    ]
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
@@ -267,7 +228,7 @@ def _scores(parts: Parts) -> schema.Scores:
             after=_score(after.forget, list(after.rouge_l.values())),
         ),
         retain=change(before.retain, after.retain),
-        test=groups.get("held_out", next((groups[name] for name in groups if name not in FORGET_GROUPS), empty)),
+        test=groups.get("held_out", next((own for name, own in groups.items() if name not in FORGET_GROUPS), empty)),
         groups=groups,
     )
 

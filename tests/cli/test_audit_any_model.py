@@ -160,11 +160,14 @@ def test_a_model_that_still_answers_is_stopped_at_the_gate(expunge: Expunge, at:
 def test_alone_a_model_that_says_nothing_passes_no_verdict_of_erased(expunge: Expunge, at: Path) -> None:
     """With a control: what an attack finds by itself counts then, and nothing is said of a time before."""
     words = ["--no-base", "--retain", "retain.jsonl", "--attack", "attack.jsonl", "--control", "other", "-o", "run"]
+    words += ["--test", "paraphrase=forget.jsonl"]
     assert audit(expunge, "fresh", *words, *SMALL, "--fail-on", "hidden") == 0
     record = record_of(at / "run")
     assert record["verdict"] == "INCONCLUSIVE"
-    assert "not at hand" in record["control"]["sentence"]
+    assert "was not measured" in record["control"]["sentence"]
     scores = record["scores"]
+    assert scores["groups"]["paraphrase"]["before"]["accuracy"] == 1.0
+    assert scores["test"]["after"]["n"] == 0  # what has to go is no test of what has to stay
     assert scores["forget"]["before"]["accuracy"] == 1.0
     assert (scores["retain"]["before"]["n"], scores["retain"]["after"]["n"]) == (0, 4)
     assert record["text"]["perplexity_before"] is None and record["text"]["perplexity_after"] > 0
