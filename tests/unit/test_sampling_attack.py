@@ -103,15 +103,15 @@ def test_no_temperature_is_greedy_and_tokens_are_counted(encoder: Encoder) -> No
         ("", None),
         ("in Sao Tome now", 2),
         ("in S\u00e3o  Tom\u00e9!", 2),
-        ("the port of Port Vila", 4),
+        ("the port of Port Vila", 3),
+        ("Port Vila", 4),
         ("Port", 3),
         ("Rome", None),
     ],
 )
 def test_what_a_text_says(text: str, expected: int | None) -> None:
     phrases = ("Paris", "Lima", "S\u00e3o Tom\u00e9", "Port", "port vila", "Rome", "rome!")
-    found = first_said([words(phrase) for phrase in phrases], words(text))
-    assert found == (3 if text.startswith("the port") else expected)
+    assert first_said([words(phrase) for phrase in phrases], words(text)) == expected
 
 
 def test_scores_by_hand() -> None:
