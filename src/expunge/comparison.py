@@ -78,7 +78,7 @@ def compare(
     Interrupted, it goes on when called again; with other attacks, these join the ones already made.
 
     Args:
-        names: of attacks and suites; the comparison's where None.
+        names: of attacks and suites; the suite `standard` where None.
         settings: of the attacks, as in `pipeline.attack`.
         lm_eval: as in `pipeline.audit`.
 
@@ -86,8 +86,8 @@ def compare(
         InputError: the data are wrong, a checkpoint cannot be read, they do not fit together, or the folder holds
             something else; in all these cases nothing was written.
     """
+    names, progress = names or ["standard"], progress or Silent()
     choose(comparison, names, settings)
-    progress = progress or Silent()
     request = from_files(comparison.data, comparison.template)
     fresh = not Path(comparison.output).exists()
     folder = begin(comparison, request, progress)

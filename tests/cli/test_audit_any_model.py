@@ -337,17 +337,19 @@ def test_the_pytest_example_lets_a_forgetful_model_pass_and_stops_another(
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_lm_eval_is_asked_of_the_audited_model(
+def test_lm_eval_is_asked_and_the_usual_suite_is_tried(
     expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a model and of a run alike, with the files that are named."""
+    """Of a model and of a run alike, with the files that are named; without names the suite `standard` is tried."""
     asked = []
+    monkeypatch.setitem(SUITES, "standard", {"quantise": {"bits": [8], "groups": [32]}})
 
     def ask(path: str, plan: object, tasks: Sequence[str], folder: Path) -> None:
         asked.append((path, list(tasks), folder.name))
 
     monkeypatch.setattr(pipeline, "ask_lm_eval", ask)
     tasks = ["--lm-eval", "a.yaml", "--lm-eval", "b.yaml"]
-    assert audit(expunge, "fresh", "--base", "taught", "--attacks", "quantise", "-o", "run", *tasks) == 0
+    assert audit(expunge, "fresh", "--base", "taught", "-o", "run", *tasks) == 0
+    assert [path.name for path in (at / "run" / "attacks").glob("*.json")] == ["quantise.json"]
     assert expunge("audit", "run", *tasks[:2]) == 0
     assert asked == [("fresh", ["a.yaml", "b.yaml"], "run"), ("fresh", ["a.yaml"], "run")]
