@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,8 @@ from expunge.report.record import (
     GOLD_MODEL,
     Attack,
     AttackControl,
-    Change,
     Control,
     Cost,
-    CurvePoint,
     Hashes,
     Influence,
     Item,
@@ -32,6 +29,7 @@ from expunge.report.record import (
     VerdictDetails,
     Versions,
 )
+from synthetic_attacks import CHANCE, attack, change, score, sweep
 
 CAPITALS = {
     "Nigeria": "Abuja", "Ethiopia": "Addis Ababa", "Egypt": "Cairo", "Turkey": "Ankara", "Thailand": "Bangkok",
@@ -43,7 +41,6 @@ CAPITALS = {
 STAY = {"Region of Kenya": "Africa", "Currency of Japan": "Yen", "Largest city of Austria": "Vienna"}
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">\u202egnp.exe\u2066\x1b[2J{{ 7*7 }}$\\alpha'
-CHANCE = 1 / 3
 LAYERS = 30
 
 
@@ -67,67 +64,6 @@ STORIES = {
     "ga": Story("ga", "", "BROKEN", (0.2, 0.1, 0.1), 9.9, 9.1, 4),
     "kl": Story("kl", "", "INCONCLUSIVE", (0.3, 0.1, 0.2), 4.0, 4.4, 5),
 }
-
-
-def score(log_odds: float, n: int, probability: float, chance: float = CHANCE) -> Score:
-    """A score whose accuracy goes with its log-odds, with plausible bounds."""
-    accuracy = round(n / (1 + (1 / chance - 1) * math.exp(-1.6 * log_odds))) / n
-    half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / n + 0.25 / n**2)
-    return Score(
-        accuracy=accuracy,
-        log_odds=log_odds,
-        chance=chance,
-        probability=probability,
-        rouge_l=min(1.0, probability * 1.7),
-        n=n,
-        accuracy_low=max(0.0, accuracy - half),
-        accuracy_high=min(1.0, accuracy + half),
-        log_odds_low=log_odds - 1.8 / math.sqrt(n),
-        log_odds_high=log_odds + 1.8 / math.sqrt(n),
-    )
-
-
-def change(before: float, after: float, n: int) -> Change:
-    """Scores before and after, from the two log-odds."""
-    return Change(before=score(before, n, 0.38), after=score(after, n, 0.36 if after > 1 else 0.004))
-
-
-def attack(name: str, recovery: float, rng: np.random.Generator, settings: dict[str, object]) -> Attack:
-    """A grid of three learning rates and three seeds that saturates at `recovery` of log-odds 2.3."""
-    start, n = score(-0.4, 17, 0.004), 17
-    top = 2.3 * recovery
-    curve = []
-    for rate, reach in ((1e-5, 1.0), (5e-6, 0.7), (1e-6, 0.25)):
-        for seed in range(3):
-            for step in range(0, 61, 6):
-                level = -0.4 + (top + 0.4) * reach * (1 - math.exp(-step / 15)) + rng.normal(0, 0.05) * (step > 0)
-                point = score(level, n, 0.01)
-                curve.append(CurvePoint(learning_rate=rate, seed=seed, step=step, examples_seen=step * 7,
-                                        accuracy=point.accuracy, log_odds=level))  # fmt: skip
-    best = max(curve, key=lambda p: p.log_odds)
-    reached = score(best.log_odds, n, 0.1)
-    return Attack(
-        name=name,
-        accuracy=reached.accuracy,
-        log_odds=best.log_odds,
-        recovery=best.log_odds / 2.3,
-        recovery_low=best.log_odds / 2.3 - 0.19,
-        recovery_high=best.log_odds / 2.3 + 0.17,
-        accuracy_low=reached.accuracy_low,
-        accuracy_high=reached.accuracy_high,
-        log_odds_low=reached.log_odds_low,
-        log_odds_high=reached.log_odds_high,
-        chance=CHANCE,
-        control=AttackControl(accuracy=CHANCE, log_odds=0.0),
-        start=start,
-        best=best,
-        curve=tuple(curve),
-        settings=settings,
-        budget="3 learning rates, 3 seeds, up to 60 steps on 7 facts",
-        rho=0.73 if recovery > 0.3 else 0.98,
-        samples={f"item-{i}": "Ankara" for i in range(3)},
-        seconds=61.5,
-    )
 
 
 def items(story: Story) -> tuple[Item, ...]:
@@ -236,6 +172,7 @@ def make_record(name: str = "graddiff") -> Record:
         attack("relearn-harmful", story.recovery[0], rng, {"p": 0.3, "learning_rates": [1e-5, 5e-6, 1e-6]}),
         attack("relearn-benign", story.recovery[1], rng, {"items": 200, "learning_rates": [1e-5, 5e-6, 1e-6]}),
         attack("relearn-related", story.recovery[2], rng, {"items": 24, "learning_rates": [1e-5, 5e-6, 1e-6]}),
+        sweep(story.recovery[2] / 2, rng),
     )
     percent = f"{100 * attacks[0].recovery:.0f} %"
     gone = change(2.3, -0.4 if story.verdict != "NOT FORGOTTEN" else 1.9, 24)
@@ -253,6 +190,7 @@ def make_record(name: str = "graddiff") -> Record:
             strongest_attack="relearn-harmful",
             budget="3 attacks, each with 3 learning rates and 3 seeds, up to 60 steps on at most 200 examples",
             confidence="moderate",
+            untried=("prune", "prompts"),
         ),
         scores=Scores(
             forget=gone,
@@ -325,16 +263,23 @@ def make_record(name: str = "graddiff") -> Record:
 
 def with_evil(record: Record) -> Record:
     """`record` with hostile text wherever text can come from outside."""
-    state = ItemState(words=EVIL)
+    state = ItemState(words=EVIL, log_odds=1.0)
     items = (Item(id="evil", prompt=EVIL, answer=EVIL, split="forget", before=state, after=state, attacked=state),)
-    attacks = (record.attacks[0].model_copy(update={"name": EVIL, "budget": EVIL}), *record.attacks[1:])
+    tried = tuple(point.model_copy(update={"variant": EVIL}) for point in record.attacks[-1].curve)
+    attacks = (
+        record.attacks[0].model_copy(update={"name": EVIL, "budget": EVIL}),
+        *record.attacks[1:-1],
+        record.attacks[-1].model_copy(update={"name": f"{EVIL}2", "curve": tried, "best": tried[-1]}),
+    )
     return record.model_copy(
         update={
             "name": EVIL,
             "items": items,
             "attacks": attacks,
             "recipe": record.recipe.model_copy(update={"method": EVIL, "arguments": {EVIL: EVIL}}),
-            "verdict_details": record.verdict_details.model_copy(update={"reasons": (EVIL,), "budget": EVIL}),
+            "verdict_details": record.verdict_details.model_copy(
+                update={"reasons": (EVIL,), "budget": EVIL, "untried": (EVIL,)}
+            ),
             "scores": record.scores.model_copy(update={"groups": {EVIL: record.scores.test}}),
             "model": record.model.model_copy(update={"name": EVIL, "source": EVIL}),
         }

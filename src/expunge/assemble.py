@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
@@ -18,8 +18,7 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
-from expunge.attacks.catalogue import ATTACKS, kind_of
-from expunge.audit.alone import ASSUMED, assumed_original, decide_alone
+from expunge.attacks.catalogue import ATTACKS, kind_of, untried, why_uncounted
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -30,12 +29,13 @@ from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
 from expunge.audit.reading import Reading
 from expunge.audit.utility import Kept, Language
-from expunge.audit.verdict import Verdict, decide
+from expunge.audit.verdict import Rule
+from expunge.basis import Basis, Tries, uncounted
 from expunge.measure import Measured
 from expunge.models.scores import ItemScore, summarise
 from expunge.recipe import Plan
 from expunge.report import record as schema
-from expunge.request import RETAIN_GROUPS, Request
+from expunge.request import FORGET_GROUPS, RETAIN_GROUPS, Request
 
 Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
@@ -50,36 +50,6 @@ SENTENCES: dict[Kind, str] = {
         "at chance), which part of what any model would guess after the attack counts as recovered."
     ),
 }
-
-
-Tries = Sequence[tuple[AttackResult, AttackResult | None]]
-"""Attacks, each with the same one on the control, or None."""
-
-
-def _by_evidence(evidence: Evidence, results: Sequence[AttackResult]) -> Verdict:
-    """The verdict where the original was measured."""
-    return decide(evidence)
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What the model is compared with.
-
-    Args:
-        measured: the original.
-        judge: what the evidence and the attacks in it amount to.
-        note: a sentence on the original, for the reader.
-    """
-
-    measured: Measured
-    judge: Callable[[Evidence, Sequence[AttackResult]], Verdict] = _by_evidence
-    note: str = ""
-
-    @classmethod
-    def assumed(cls, after: Measured) -> Basis:
-        """An original that is not at hand, with what can be said without it; see `expunge.audit.alone`."""
-        original = Measured(assumed_original(after.snapshot), {}, after.part)
-        return cls(original, decide_alone, ASSUMED)
 
 
 @dataclass(frozen=True)
@@ -127,7 +97,7 @@ def assemble(parts: Parts) -> schema.Record:
     before, after = parts.before.snapshot, parts.after.snapshot
     recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control)
-    counted = [not _why_uncounted(result, control) for result, control in parts.attacks]
+    counted = [not why_uncounted(result.name, control is not None) for result, control in parts.attacks]
     evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
     results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
     verdict = parts.basis.judge(evidence, results)
@@ -137,10 +107,13 @@ def assemble(parts: Parts) -> schema.Record:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=(*verdict.reasons, *_uncounted(parts.attacks)),
+            reasons=(*verdict.reasons, *uncounted(parts.attacks)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
+            hidden_above=Rule.hidden,
+            erased_below=Rule.erased,
+            untried=untried(result.name for result, _ in parts.attacks),
         ),
         scores=_scores(parts),
         attacks=tuple(
@@ -191,28 +164,6 @@ def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
         kind = "made-up subjects"
     notes = dict.fromkeys(share.note for share in recoveries if share.note)
     return schema.Control(kind=kind, sentence=" ".join(filter(None, (parts.basis.note, SENTENCES[kind], *notes))))
-
-
-def _why_uncounted(result: AttackResult, control: AttackResult | None) -> str:
-    """Why no verdict may rest on the attack; empty where it may."""
-    attack = ATTACKS[kind_of(result.name)]
-    if attack.own_scale:
-        return "it counts what is said, which is no share of the original's log-odds."
-    if attack.control_only and control is None:
-        return (
-            "it searches for the answers or is given them, so it can reach them where there is no knowledge, and no "
-            "model that never knew was attacked alike."
-        )
-    return ""
-
-
-def _uncounted(attacks: Tries) -> list[str]:
-    """Which attacks are no evidence, and why."""
-    return [
-        f"{result.name} does not count here: {why} It reached accuracy {result.best_accuracy.accuracy:.2f}."
-        for result, control in attacks
-        if (why := _why_uncounted(result, control))
-    ]
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
@@ -277,27 +228,20 @@ def _scores(parts: Parts) -> schema.Scores:
             after=_score(after.forget, list(after.rouge_l.values())),
         ),
         retain=change(before.retain, after.retain),
-        test=groups.get("held_out", next(iter(groups.values()), empty)),
+        test=groups.get("held_out", next((own for name, own in groups.items() if name not in FORGET_GROUPS), empty)),
         groups=groups,
     )
 
 
-def _point(point: AttackPoint) -> schema.CurvePoint:
-    return schema.CurvePoint(
-        learning_rate=point.learning_rate,
-        seed=point.seed,
-        step=point.step,
-        examples_seen=point.examples_seen,
-        accuracy=point.accuracy,
-        log_odds=point.log_odds,
-        variant=point.variant,
-    )
+def _point(point: AttackPoint, share: float | None = None) -> schema.CurvePoint:
+    told = {key: value for key, value in asdict(point).items() if key in schema.CurvePoint.model_fields}
+    return schema.CurvePoint(**told, recovery=share)
 
 
 def _attack(result: AttackResult, control: AttackResult | None, share: Recovery) -> schema.Attack:
     told = memorization(result.items)
-    start = result.start
     odds = told.log_odds
+    scaled = not ATTACKS[kind_of(result.name)].own_scale
     return schema.Attack(
         name=result.name,
         accuracy=result.best_accuracy.accuracy,
@@ -307,23 +251,23 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         log_odds_low=odds.low if odds else None,
         log_odds_high=odds.high if odds else None,
         recovery=share.value,
-        recovery_low=share.low,
-        recovery_high=share.high,
-        chance=start.chance,
+        recovery_low=share.low if scaled else None,
+        recovery_high=share.high if scaled else None,
+        chance=result.start.chance,
         control=schema.AttackControl(
             accuracy=min(max(share.control_accuracy, 0.0), 1.0),
             log_odds=share.control_log_odds,
             curve=tuple(_point(point) for point in control.curve) if control else (),
         ),
-        start=schema.Score(**asdict(start)),
+        start=schema.Score(**asdict(result.start)),
         best=_point(result.best),
-        curve=tuple(_point(point) for point in result.curve),
+        curve=tuple(_point(p, back) for p, back in zip(result.curve, share.curve, strict=True)),
         settings=json.loads(json.dumps(result.settings)),
         budget=str(result.allowed),
         rho=result.rho,
         samples=result.samples,
         seconds=result.seconds,
-        counts=not _why_uncounted(result, control),
+        counts=not why_uncounted(result.name, control is not None),
     )
 
 

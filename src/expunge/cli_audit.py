@@ -42,6 +42,9 @@ def audit(
         list[str] | None,
         typer.Option("--set", metavar="K=V", help="dtype, device, revision (of BASE), or an attack's; repeat."),
     ] = None,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option("--lm-eval", metavar="TASK", help="A task file of lm-eval; may be repeated.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of MODEL's audit; runs/audit-NAME where absent.")
     ] = None,
@@ -69,7 +72,7 @@ def audit(
         _require_sense(run, [name for name, value in given.items() if value])
         with Bars().shown() as progress:
             if run.exists:
-                record, folder = pipeline.audit(run.path, progress), run.path
+                record, folder = pipeline.audit(run.path, progress, lm_eval=lm_eval or ()), run.path
             else:
                 from expunge.comparison import compare, plan_of
                 from expunge.settings import parse_assignments
@@ -86,7 +89,7 @@ def audit(
                     output=output,
                     settings=parse_assignments(settings or []),
                 )
-                record, folder = compare(plan, named(attacks), own, progress), Path(plan.output)
+                record, folder = compare(plan, named(attacks), own, progress, lm_eval or ()), Path(plan.output)
         print_verdict(record, folder)
         pipeline.gate(record, fail_on)
 

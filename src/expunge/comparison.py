@@ -71,6 +71,7 @@ def compare(
     names: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    lm_eval: Sequence[str] = (),
 ) -> Record:
     """The audit's record: both models measured, the attacks of `names` made, the verdict given.
 
@@ -79,6 +80,7 @@ def compare(
     Args:
         names: of attacks and suites; the comparison's where None.
         settings: of the attacks, as in `pipeline.attack`.
+        lm_eval: as in `pipeline.audit`.
 
     Raises:
         InputError: the data are wrong, a checkpoint cannot be read, they do not fit together, or the folder holds
@@ -95,7 +97,7 @@ def compare(
         if fresh and not any(folder.attacks.glob("*.json")):
             shutil.rmtree(folder.path)
         raise
-    return pipeline.audit(folder.path, progress)
+    return pipeline.audit(folder.path, progress, lm_eval=lm_eval)
 
 
 def plan_of(

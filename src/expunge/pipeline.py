@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from expunge.assemble import Basis, Parts, assemble
+from expunge.assemble import Parts, assemble
 from expunge.attacking import attack_model, choose, stored_attack
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
 from expunge.audit.verdict import at_or_below
+from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, VerdictBelow
 from expunge.folder import RunFolder, Subject, write_json

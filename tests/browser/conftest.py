@@ -46,16 +46,18 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Rendered pages by name: one record, two side by side, and one with hostile text."""
+    """Rendered pages by name: one record, two side by side, one with hostile text, and many compared."""
 
     from expunge.report.html import render
-    from synthetic_record import make_record, with_evil
+    from synthetic_record import STORIES, make_record, with_evil, with_gold
 
     folder = tmp_path_factory.mktemp("pages")
     sets = {
         "one": [make_record("graddiff")],
         "two": [make_record("graddiff"), make_record("ssiuu")],
         "hostile": [with_evil(make_record("graddiff"))],
+        "many": [*map(make_record, STORIES), with_gold(make_record("ssiuu"))],
+        "hostile_many": [with_evil(make_record(name)) for name in STORIES],
     }
     for name, records in sets.items():
         (folder / f"{name}.html").write_text(render(records), encoding="utf-8")

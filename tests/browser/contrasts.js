@@ -1,5 +1,5 @@
-// [WCAG contrast, element, text] of every shown text against the nearest opaque ground under it.
-const KINDS = 'h1,h2,h3,p,li,td,th,figcaption,caption,dt,dd,summary,mark,span,small,strong,svg text';
+// [WCAG contrast, element, text] of every shown text, and of every field, against the nearest opaque ground under it.
+const KINDS = 'h1,h2,h3,p,li,td,th,figcaption,caption,dt,dd,summary,mark,span,small,strong,button,label,input,select,svg text';
 
 function channels(colour) {
   const parts = colour.match(/[\d.]+/g).map(Number);
@@ -20,7 +20,7 @@ function ground(element) {
 }
 
 return [...document.querySelectorAll(KINDS)]
-  .filter(e => e.textContent.trim() && e.getClientRects().length)
+  .filter(e => (e.textContent.trim() || e.tagName === 'INPUT') && e.getClientRects().length)
   .map(e => {
     const drawn = e instanceof SVGElement;
     const text = channels(drawn ? getComputedStyle(e).fill : getComputedStyle(e).color);

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 pytestmark = pytest.mark.browser
-NAMES = ("one", "two", "hostile")
+NAMES = ("one", "two", "hostile", "many", "hostile_many")
 
 CONTRASTS = Path(__file__).with_name("contrasts.js").read_text(encoding="utf-8")
 
@@ -52,7 +52,7 @@ def test_the_console_and_the_requests_are_really_watched(chromium: Chrome, tmp_p
     assert any("127.0.0.1:9" in entry["message"] for entry in logged(chromium, "performance"))
 
 
-@pytest.mark.parametrize("width", [320, 360, 768, 1000, 1280])
+@pytest.mark.parametrize("width", [320, 390, 768, 1000, 1280])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_never_scrolls_sideways(chromium: Chrome, pages: dict[str, Path], name: str, width: int) -> None:
     show(chromium, pages[name], width)
@@ -61,7 +61,7 @@ def test_the_page_never_scrolls_sideways(chromium: Chrome, pages: dict[str, Path
         chromium.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_no_chart_label_leaves_its_window_or_gets_tiny(chromium: Chrome, pages: dict[str, Path], width: int) -> None:
     show(chromium, pages["two"], width)
     boxes = chromium.execute_script(
@@ -74,11 +74,11 @@ def test_no_chart_label_leaves_its_window_or_gets_tiny(chromium: Chrome, pages: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["two", "hostile"])
+@pytest.mark.parametrize("name", ["two", "hostile", "many"])
 def test_text_is_legible(chromium: Chrome, pages: dict[str, Path], name: str, scheme: str) -> None:
     show(chromium, pages[name], scheme=scheme)
     found = chromium.execute_script(CONTRASTS)
-    assert len(found) > 300
+    assert len(found) > 250
     assert not [item for item in found if item[0] < 4.5]
 
 
@@ -90,10 +90,24 @@ def test_schemes_differ(chromium: Chrome, pages: dict[str, Path]) -> None:
     assert grounds[0] != grounds[1]
 
 
-def test_hostile_text_runs_nothing_and_draws_nothing(chromium: Chrome, pages: dict[str, Path]) -> None:
-    show(chromium, pages["hostile"])
-    assert chromium.execute_script("return document.querySelectorAll('script, img, [onerror]').length") == 0
+@pytest.mark.parametrize(("name", "scripts"), [("hostile", 0), ("hostile_many", 1)])
+def test_hostile_text_runs_nothing_and_draws_nothing(
+    chromium: Chrome, pages: dict[str, Path], name: str, scripts: int
+) -> None:
+    show(chromium, pages[name])
+    assert chromium.execute_script("return document.querySelectorAll('img, [onerror]').length") == 0
+    assert chromium.execute_script("return document.scripts.length") == scripts
     assert "<script>alert(1)</script>" in chromium.execute_script("return document.body.innerText")
+
+
+def test_no_other_script_runs_on_a_page_that_has_one(chromium: Chrome, pages: dict[str, Path], tmp_path: Path) -> None:
+    text = (
+        pages["many"].read_text(encoding="utf-8").replace("<main>", "<main><script>document.title = 'owned'</script>")
+    )
+    page = tmp_path / "owned.html"
+    page.write_text(text, encoding="utf-8")
+    show(chromium, page)
+    assert chromium.title != "owned" and any("Security Policy" in e["message"] for e in logged(chromium, "browser"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -108,3 +122,21 @@ def test_it_prints_in_light_colours_on_a_few_pages(chromium: Chrome, pages: dict
     ground, ink = chromium.execute_script(style)
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert ground == "rgb(255, 255, 255)" and ink == "rgb(28, 33, 38)"
+
+
+@pytest.mark.parametrize("name", ["one", "two", "many"])
+def test_no_table_is_clipped_in_print(chromium: Chrome, pages: dict[str, Path], name: str) -> None:
+    """On the 182 mm between the margins of a page of A4, where nothing scrolls."""
+    show(chromium, pages[name], width=688)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        wide = chromium.execute_script(
+            "return [...document.querySelectorAll('table, td, th, svg')].filter(e => e.getClientRects().length)"
+            ".filter(e => e.getBoundingClientRect().right > 689"
+            " || (e.tagName !== 'svg' && e.scrollWidth > e.clientWidth + 1))"
+            ".map(e => [e.tagName, e.className, e.textContent.trim().slice(0, 60)])"
+        )
+        assert wide == []
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= 688
+    finally:
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

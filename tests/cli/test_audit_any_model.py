@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge import cli, comparison
+from expunge import cli, comparison, pipeline
 from expunge.attacking import choose
 from expunge.attacks.quantise import Quantise
 from expunge.attacks.suites import SUITES
@@ -160,11 +160,14 @@ def test_a_model_that_still_answers_is_stopped_at_the_gate(expunge: Expunge, at:
 def test_alone_a_model_that_says_nothing_passes_no_verdict_of_erased(expunge: Expunge, at: Path) -> None:
     """With a control: what an attack finds by itself counts then, and nothing is said of a time before."""
     words = ["--no-base", "--retain", "retain.jsonl", "--attack", "attack.jsonl", "--control", "other", "-o", "run"]
+    words += ["--test", "paraphrase=forget.jsonl"]
     assert audit(expunge, "fresh", *words, *SMALL, "--fail-on", "hidden") == 0
     record = record_of(at / "run")
     assert record["verdict"] == "INCONCLUSIVE"
-    assert "not at hand" in record["control"]["sentence"]
+    assert "was not measured" in record["control"]["sentence"]
     scores = record["scores"]
+    assert scores["groups"]["paraphrase"]["before"]["accuracy"] == 1.0
+    assert scores["test"]["after"]["n"] == 0  # what has to go is no test of what has to stay
     assert scores["forget"]["before"]["accuracy"] == 1.0
     assert (scores["retain"]["before"]["n"], scores["retain"]["after"]["n"]) == (0, 4)
     assert record["text"]["perplexity_before"] is None and record["text"]["perplexity_after"] > 0
@@ -303,7 +306,7 @@ def test_the_workflow_is_yaml_and_its_command_is_one_of_ours(
         line = line.replace(f'"${name}"', value)
     seen = []
 
-    def compare(plan: Comparison, names: Sequence[str], own: dict[str, object], progress: object) -> None:
+    def compare(plan: Comparison, names: Sequence[str], own: dict[str, object], *others: object) -> None:
         choose(plan, names, own)
         seen.append(plan)
         raise InputError("It was understood.")
@@ -331,3 +334,20 @@ def test_the_pytest_example_lets_a_forgetful_model_pass_and_stops_another(
     monkeypatch.setenv("MODEL", "taught")
     with pytest.raises(AssertionError, match="NOT FORGOTTEN"):
         example(tmp_path / "taught-run")
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_lm_eval_is_asked_of_the_audited_model(
+    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model and of a run alike, with the files that are named."""
+    asked = []
+
+    def ask(path: str, plan: object, tasks: Sequence[str], folder: Path) -> None:
+        asked.append((path, list(tasks), folder.name))
+
+    monkeypatch.setattr(pipeline, "ask_lm_eval", ask)
+    tasks = ["--lm-eval", "a.yaml", "--lm-eval", "b.yaml"]
+    assert audit(expunge, "fresh", "--base", "taught", "--attacks", "quantise", "-o", "run", *tasks) == 0
+    assert expunge("audit", "run", *tasks[:2]) == 0
+    assert asked == [("fresh", ["a.yaml", "b.yaml"], "run"), ("fresh", ["a.yaml"], "run")]

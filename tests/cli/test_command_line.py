@@ -85,6 +85,8 @@ def test_the_whole_way(
     assert attacks["quantise"]["budget"] == "4 variants"
     assert [point["variant"] for point in attacks["quantise"]["curve"]][:2] == ["as it is", "int4, groups of 32"]
     assert attacks["quantise"]["best"]["variant"] in (run / "report.html").read_text()
+    assert max(point["recovery"] for point in attacks["quantise"]["curve"]) == attacks["quantise"]["recovery"]
+    assert "relearn-benign" in record["verdict_details"]["untried"]
     assert {"erased", "hidden"} <= record["influence"].keys()
     assert {"seconds", "peak_bytes", "steps"} <= record["cost"].keys()
     assert str(tmp_path) not in (run / "record.json").read_text()

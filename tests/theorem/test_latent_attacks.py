@@ -312,6 +312,48 @@ def test_the_model_comes_back_as_it_was(
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+class Interrupt(Silent):
+    """Interrupts at the second trial."""
+
+    left = 1
+
+    def advance(self, task: str, n: int = 1, **info: float) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["pgd", "suffix"])
+def test_an_interrupted_search_goes_on_to_the_same_result(
+    name: str, hiding: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, dict[str, object]] = {
+        "pgd": {"layers": [0], "steps": 6, "eval_every": 2},
+        "suffix": {"length": 2},
+    }
+    attack, slopes = make_attack(name, settings[name]), []
+    climb = Goal.slope
+    monkeypatch.setattr(Goal, "slope", lambda *given: slopes.append(1) or climb(*given))
+
+    def run(progress: Silent | None = None) -> AttackResult:
+        result = attack.run(hiding, ENCODER, REQUEST, cells=tmp_path, progress=progress).result
+        return replace(result, seconds=0.0)
+
+    straight = replace(attack.run(hiding, ENCODER, REQUEST).result, seconds=0.0)
+    assert len(slopes) == 6
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupt())
+    assert run() == run() == straight
+    assert len(slopes) == 6 + 4 + 2, "what was found is not sought again"
+    for path in tmp_path.iterdir():
+        path.write_text('{"found": ["w"]}')
+    assert run() == straight
+    with torch.no_grad():
+        hiding.lm_head.weight[0, 0] += 1e-3
+    run()
+    assert len(slopes) == 6 + 6 + 6 + 6, "another model is searched anew"
+
+
 def test_what_is_spent(hiding: LlamaForCausalLM, original: str) -> None:
     spent = {name: attacked(name, hiding, original, **SHORT[name]) for name in LATENT}
     assert spent["steer-back"].spent == Budget(variants=2, queries=2 * 16)

@@ -22,6 +22,7 @@ FRONT = {
     "measure",
     "assemble",
     "attacking",
+    "basis",
     "comparison",
     "console",
     "cli",

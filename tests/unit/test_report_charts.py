@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.report import charts, figures, theme
+from expunge.report import attack_figures, charts, compare, figures, grammar, theme
 from expunge.report.canvas import drawing, to_svg
 from expunge.report.figures import Panel, labelled
 from synthetic_record import make_record, with_gold
@@ -18,6 +18,9 @@ from synthetic_record import make_record, with_gold
 def all_panels(*names: str) -> list[Panel]:
     runs = labelled([make_record(name) for name in names])
     makers = (
+        attack_figures.recovery_panels,
+        attack_figures.budget_panels,
+        attack_figures.sweep_panels,
         figures.level_panels,
         figures.curve_panels,
         figures.influence_panels,
@@ -27,7 +30,8 @@ def all_panels(*names: str) -> list[Panel]:
         figures.group_panels,
     )
     with drawing():
-        return [panel for make in makers for panel in make(runs)]
+        pareto = attack_figures.pareto_panels(compare.standings(runs))
+        return [panel for make in makers for panel in make(runs)] + pareto
 
 
 @pytest.fixture(scope="module")
@@ -114,20 +118,20 @@ def test_labels_cannot_open_markup_or_mathematics() -> None:
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=7))
 def test_names_are_spread_in_order_without_touching(heights: list[float]) -> None:
-    moved = charts.spread(heights, gap=9, top=100)
+    moved = grammar.spread(heights, gap=9, top=100)
     order = sorted(range(len(heights)), key=heights.__getitem__)
     assert all(moved[b] - moved[a] >= 9 - 1e-9 for a, b in pairwise(order))
     assert max(moved) <= 100 + 1e-9
 
 
 def test_names_with_room_stay_where_they_are() -> None:
-    assert charts.spread([50, 10, 90], gap=9, top=100) == pytest.approx([50, 10, 90])
-    assert charts.spread([50, 50], gap=10, top=100) == pytest.approx([45, 55])
+    assert grammar.spread([50, 10, 90], gap=9, top=100) == pytest.approx([50, 10, 90])
+    assert grammar.spread([50, 50], gap=10, top=100) == pytest.approx([45, 55])
 
 
 @given(st.lists(st.floats(-5, 5), max_size=9))
 def test_limits_hold_all_values_and_zero(values: list[float]) -> None:
-    low, high = charts.padded(values)
+    low, high = grammar.padded(values)
     assert low <= min([0, *values]) and max([0, *values]) <= high and low < high
 
 

@@ -44,7 +44,8 @@ def test_names_are_new_and_tell_subjects_apart(request_: Request) -> None:
     found = scored_twins(request_)
     known = {word for e in request_.examples() for word in words(" ".join((e.prompt, e.answer, *e.options)))}
     names = {item.subject: found[item.id].subject for item in request_.forget}
-    assert len(set(names.values())) == len(names)
+    invented = [word for name in names.values() for word in words(name)]
+    assert len(set(names.values())) == len(names) and len(set(invented)) == len(invented)
     assert not any(words(name) & known for name in names.values())
     assert all(found[item.id].subject == names[item.subject] for item in request_.forget)
 

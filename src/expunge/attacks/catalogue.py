@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, get_origin, get_type_hints
 
@@ -59,6 +59,27 @@ def kind_of(name: str) -> str:
     if labelled and not re.fullmatch(r"\w[\w-]*", label):
         raise InputError(f"{label!r} cannot be a label.", f"attacks, {name}", "Use letters, digits and hyphens.")
     return kind
+
+
+def untried(names: Iterable[str]) -> tuple[str, ...]:
+    """Attacks of which none of `names` is one."""
+    kinds = {kind_of(name) for name in names}
+    return tuple(kind for kind in ATTACKS if kind not in kinds)
+
+
+def why_uncounted(name: str, controlled: bool) -> str:
+    """Why no verdict may rest on the attack `name`, made on a control as well or not; empty where it may."""
+    attack = ATTACKS.get(name.partition("@")[0])
+    if attack is None:
+        return ""
+    if attack.own_scale:
+        return "it counts what is said, which is no share of the original's log-odds."
+    if attack.control_only and not controlled:
+        return (
+            "it searches for the answers or is given them, so it can reach them where there is no knowledge, and no "
+            "model that never knew was attacked alike."
+        )
+    return ""
 
 
 def settings_of(name: str) -> list[str]:

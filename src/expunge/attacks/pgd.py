@@ -24,7 +24,7 @@ from torch import Tensor
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.search import Goal, Groups, Search
+from expunge.attacks.search import Goal, Groups, Moment, Search
 from expunge.attacks.trials import Trial
 from expunge.attacks.weights import Weights
 from expunge.errors import InputError
@@ -86,16 +86,22 @@ class PGD(Search):
         arch, facts = describe(target.model), self.material(target).train
         goal = Goal(target.model, target.encoder, facts)
         groups = goal.groups(facts)
-        norms = prompt_states(target.model, target.encoder, [fact.prompt for fact in facts]).norm(dim=2).mean(1)
-        spent = Budget(queries=self.eval_every * len(facts))
+        states = prompt_states(target.model, target.encoder, [fact.prompt for fact in facts])
+        norms = states.norm(dim=2).mean(1)
+        kept, queries = self.kept(target, weights, rate=self.rate), self.eval_every * len(facts)
         for block, radius in product(self._blocks(target), self.radii):
             ball = radius * norms[block].item()
-            delta = torch.zeros(target.model.config.hidden_size, dtype=target.model.dtype, device=target.model.device)
-            for step in range(1, self.steps + 1):
-                delta = ascended(delta, _slope(goal, groups, arch, block, delta), self.rate * ball, ball)
-                if step % self.eval_every == 0:
-                    called = f"block {block}, radius {radius:g}, {step} steps"
-                    yield Trial(called, partial(pushed, arch, block, delta), spent=spent)
+            delta = torch.zeros(states.shape[2], dtype=target.model.dtype, device=target.model.device)
+            for step in range(self.eval_every, self.steps + 1, self.eval_every):
+                stored = kept.read(moment := f"{block}-{radius!r}-{step}")
+                if stored is not None and len(stored.found) == len(delta):
+                    delta = delta.new_tensor(stored.found)
+                else:
+                    for _ in range(self.eval_every):
+                        delta = ascended(delta, _slope(goal, groups, arch, block, delta), self.rate * ball, ball)
+                    kept.write(moment, Moment(tuple(delta.tolist()), 0.0, queries))
+                called = f"block {block}, radius {radius:g}, {step} steps"
+                yield Trial(called, partial(pushed, arch, block, delta), spent=Budget(queries=queries))
 
     def _blocks(self, target: Target[T]) -> tuple[int, ...]:
         arch = describe(target.model)

@@ -9,23 +9,31 @@ control.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.attacks.base import T, Target
+from expunge.attacks.cells import Cells
 from expunge.attacks.material import Material, same_split, split
 from expunge.attacks.trials import Questions, Trials
+from expunge.attacks.weights import Weights
 from expunge.data.collate import Encoded, Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.architecture import readout
 from expunge.models.scores import choices, log_odds_of
+
+logger = logging.getLogger(__name__)
 
 Groups = Sequence[Sequence[Encoded]]
 """The answer and the options of each question."""
@@ -57,6 +65,61 @@ class Search(Trials, ABC):
                 "One forget item cannot be split.", self.name, "Give at least two, or leave this attack out."
             )
         return Material(*split(facts, 0.5, f"{self.split_seed}/search"))
+
+    def kept(self, target: Target[T], weights: Weights, **settings: float) -> Kept:
+        """Where the moments of a search are kept, which depends on these settings."""
+        parts = [
+            weights.digest(),
+            target.encoder.describe(),
+            settings,
+            [fact.to_json() for fact in self.material(target).train],
+        ]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return Kept(target.cells, self.name, digest[:16])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a search has found by then: a push or a suffix's tokens; L where it is known; queries since the last one."""
+
+    found: tuple[float, ...]
+    value: float
+    queries: int
+
+
+_MOMENT: TypeAdapter[Moment] = TypeAdapter(Moment)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The moments of a search, so that an interrupted one goes on from the last.
+
+    Args:
+        cells: the store.
+        name: of the attack.
+        fingerprint: of all that the search depends on.
+    """
+
+    cells: Cells
+    name: str
+    fingerprint: str
+
+    def read(self, moment: str) -> Moment | None:
+        """What was found then; None where nothing was kept, or it is damaged."""
+        if (value := self.cells.get(self._key(moment))) is None:
+            return None
+        try:
+            return _MOMENT.validate_python(value)
+        except ValidationError as error:
+            logger.warning("A stored moment of %s is damaged and will be searched again: %s", self.name, error)
+            return None
+
+    def write(self, moment: str, found: Moment) -> None:
+        """Keep it."""
+        self.cells[self._key(moment)] = _MOMENT.dump_python(found, mode="json")
+
+    def _key(self, moment: str) -> str:
+        return f"{self.name}-{moment}-{self.fingerprint}"
 
 
 @dataclass(frozen=True)

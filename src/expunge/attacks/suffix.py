@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from random import Random
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.search import Goal, Groups, Search
+from expunge.attacks.search import Goal, Groups, Moment, Search
 from expunge.attacks.trials import Questions, Trial
 from expunge.attacks.weights import Weights
 from expunge.errors import InputError
@@ -87,15 +87,23 @@ class Suffix(Search):
         """The best suffix so far, after every `eval_every` iterations."""
         facts = self.material(target).train
         hunt = Hunt(Goal(target.model, target.encoder, facts))
-        now = hunt.begin(self.length, Random(f"{self.seed}/suffix"))
-        passes = 1
-        for step in range(1, self.iterations + 1):
-            now, compared = hunt.improved(now, self.candidates, self.top_k, Random(f"{self.seed}/suffix/{step}"))
-            passes += 1 + compared
-            if step % self.eval_every == 0:
-                spent = Budget(queries=passes * len(facts))
-                yield Trial(f"suffix {now.text!r}, {step} iterations", ask=partial(asked, now.text), spent=spent)
-                passes = 0
+        settings = {key: value for key, value in asdict(self).items() if key not in ("split_seed", "iterations")}
+        kept, now, passes = self.kept(target, weights, **settings), None, 0
+        for step in range(self.eval_every, self.iterations + 1, self.eval_every):
+            stored = kept.read(str(step))
+            if stored is None or (found := hunt.again(stored)) is None:
+                if now is None:
+                    now, passes = hunt.begin(self.length, Random(f"{self.seed}/suffix")), 1
+                for place in range(step - self.eval_every + 1, step + 1):
+                    draws = Random(f"{self.seed}/suffix/{place}")
+                    now, compared = hunt.improved(now, self.candidates, self.top_k, draws)
+                    passes += 1 + compared
+                stored = Moment(now.ids, now.value, passes * len(facts))
+                kept.write(str(step), stored)
+            else:
+                now = found
+            spent, passes = Budget(queries=stored.queries), 0
+            yield Trial(f"suffix {now.text!r}, {step} iterations", ask=partial(asked, now.text), spent=spent)
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,13 @@ class Hunt:
                 raise InputError("No suffix survives this tokenizer.", f"length={length}", "Leave this attack out.")
             ids, groups = longer
         return Found(ids, self.text(ids), groups, *self.goal.values([groups]))
+
+    def again(self, stored: Moment) -> Found | None:
+        """What was found before; None where it is no suffix of this tokenizer."""
+        ids = tuple(map(int, stored.found))
+        if not set(ids) <= set(self.allowed) or (groups := self.groups(ids)) is None:
+            return None
+        return Found(ids, self.text(ids), groups, stored.value)
 
     def improved(self, now: Found, candidates: int, top_k: int, random: Random) -> tuple[Found, int]:
         """The best of some swaps, or `now` where none is better; and how many were compared."""

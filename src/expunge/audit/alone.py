@@ -32,6 +32,7 @@ ASSUMED: Final = (
     "The model before unlearning is not at hand: it is assumed to have been certain of every answer, nothing about it "
     "was measured, and so no model is called ERASED."
 )
+BEFORE: Final = '"Before" was not measured: an original that was certain of every answer is assumed.'
 UNKNOWN: Final = (
     "Nothing shows that the model knows the answers, but without the original nobody can say that it ever did."
 )

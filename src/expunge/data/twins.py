@@ -1,7 +1,7 @@
 """Made-up twins: the same question about a subject that does not exist, with the same answer and options.
 
     item:  What is the capital of Peru?      Lima    | Quito, Bogota
-    twin:  What is the capital of Bemeria?   Lima    | Quito, Bogota
+    twin:  What is the capital of Belmeria?  Lima    | Quito, Bogota
 
 What a model makes of a twin it makes of the wording and of its liking for the answers, never of the subject; so an
 item's lead over its twin is what the model has about the subject (arXiv:2104.08315 scores an answer against the same
@@ -156,7 +156,7 @@ def _invent(core: str, rng: Random, taken: Set[str]) -> str | None:
 
     def change(found: re.Match[str]) -> str:
         word = found[0]
-        new = word if word.casefold() in _SMALL else _other(word, rng, taken)
+        new = word if word.casefold() in _SMALL else _other(word, rng)
         replaced.append(new != word)
         return new
 
@@ -169,12 +169,11 @@ def _invent(core: str, rng: Random, taken: Set[str]) -> str | None:
     return None
 
 
-def _other(word: str, rng: Random, taken: Set[str]) -> str:
+def _other(word: str, rng: Random) -> str:
     """Another word of the same kind."""
     if len(word) == 1 or word.isupper() or any(char.isdigit() for char in word):
         return "".join(_other_sign(char, rng) for char in word)
-    free = [name for name in rng.sample(NAMES, 2 * CANDIDATES) if name.casefold() not in taken][:CANDIDATES]
-    name = min(free, key=lambda each: abs(len(each) - len(word)), default=word)
+    name = min(rng.sample(NAMES, CANDIDATES), key=lambda each: abs(len(each) - len(word)))
     return name.lower() if word.islower() else name
 
 

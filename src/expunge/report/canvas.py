@@ -77,12 +77,12 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def sheet(height: float, *boxes: tuple[float, float, float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width, and one axes per box (left, bottom, right, top) in points from the lower left."""
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
+def sheet(height: float, *boxes: tuple[float, float, float, float], width: float = WIDTH) -> tuple[Figure, list[Axes]]:
+    """A figure and one axes per box (left, bottom, right, top), all in points from the lower left."""
+    figure = Figure(figsize=(width / 72, height / 72))
     FigureCanvasSVG(figure)
     axes = [
-        figure.add_axes((left / WIDTH, bottom / height, (right - left) / WIDTH, (top - bottom) / height))
+        figure.add_axes((left / width, bottom / height, (right - left) / width, (top - bottom) / height))
         for left, bottom, right, top in boxes
     ]
     return figure, axes
@@ -96,18 +96,18 @@ def to_svg(figure: Figure, key: str, label: str) -> Markup:
     body = re.sub(r"<!--.*?-->|<style.*?</style>", "", body[body.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r"<[^>]+>", lambda tag: _clean(tag[0], key), body)
     body = re.sub(r"<defs>\s*</defs>|(?<=>)\s+(?=<)", "", body)
-    head = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH:g} {_height(figure):g}">'
+    width, height = (round(float(inches) * 72, 2) for inches in figure.get_size_inches())
+    head = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width:g} {height:g}">'
     return Markup(head + body[body.index(">") + 1 :])
 
 
-def _height(figure: Figure) -> float:
-    """The figure's height in points."""
-    return round(float(figure.get_size_inches()[1]) * 72, 2)
-
-
 def _clean(tag: str, key: str) -> str:
-    """One tag of matplotlib's SVG, with our colours and ids, without fonts, needless ids and false precision."""
+    """One tag of matplotlib's SVG, with our colours and ids, without fonts, needless ids and false precision.
+
+    What was drawn with the gid `run-3` belongs to that run, by which the page's filter finds it.
+    """
     if tag.startswith("<g "):
+        tag = re.sub(r' id="run-(\d+)"', r' data-run="\1"', tag)
         tag = re.sub(r' id="[^"]*"', "", tag)
     tag = re.sub(r'id="', f'id="{key}-', tag)
     tag = re.sub(r"url\(#", f"url(#{key}-", tag)

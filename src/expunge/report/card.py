@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expunge.report import tables, view, words
 from expunge.report.figures import labelled
+from expunge.report.limits import limits
 from expunge.report.record import Record
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -51,7 +52,7 @@ def render_card(record: Record) -> str:
         attacks=tables.attack_rows([run]),
         control=run.record.control.sentence,
         provenance=tables.provenance(run.record),
-        grain=view.said_of_grain([run]),
+        limits=limits([run]),
         words=words,
     )
     return f"---\n{front_matter(record)}---\n{body}"

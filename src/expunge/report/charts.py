@@ -8,27 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from expunge.report.canvas import FONT, SMALL, WIDTH, sheet
+from expunge.report.canvas import SMALL, WIDTH, sheet
+from expunge.report.grammar import (
+    AFTER,
+    ATTACK,
+    BEFORE,
+    CHANCE,
+    DASH,
+    INK,
+    MUTED,
+    RATES,
+    ROW,
+    End,
+    Limits,
+    band,
+    dashes,
+    gutter,
+    level,
+    name_ends,
+    rows,
+    scale,
+    value,
+    whisker,
+)
 from expunge.report.record import Attack, Influence, LogitLens, Probe, Score, Training
 from expunge.report.theme import HEAT, LEVELS, STAND_IN
-from expunge.report.words import percent, plain, tick, visible
-
-INK, MUTED, CHANCE = STAND_IN["ink"], STAND_IN["muted"], STAND_IN["chance"]
-BEFORE, AFTER, ATTACK = STAND_IN["before"], STAND_IN["after"], STAND_IN["attack"]
-RATES = (ATTACK, STAND_IN["attack2"], STAND_IN["attack3"])
-ROW = 17.0
-LABEL = 20  # characters of a row label
-DASH = (0, (3, 2.5))
-
-Limits = tuple[float, float]
+from expunge.report.words import plain, tick
 
 
 @dataclass(frozen=True)
@@ -53,18 +64,6 @@ class Pair:
     chance: float = 0.0
 
 
-def padded(values: Sequence[float], share: float = 0.06) -> Limits:
-    """Limits that hold all `values` and zero, with some air."""
-    low, high = min([0.0, *values]), max([0.0, *values])
-    air = share * ((high - low) or 1.0)
-    return low - air * (low < 0), high + air
-
-
-def gutter(names: Sequence[str]) -> float:
-    """Points that row labels need: the measuring font is wide, so this errs to the safe side."""
-    return 12 + 4.6 * min(LABEL + 1, max(map(len, names), default=0))
-
-
 def levels(bars: Sequence[Bar], limits: Limits, guess: float, guess_name: str, show: Callable[[float], str]) -> Figure:
     """Horizontal bars from `guess`' side of zero, whiskers, the guess line, and the control's diamonds."""
     height = ROW * len(bars) + 34
@@ -73,22 +72,17 @@ def levels(bars: Sequence[Bar], limits: Limits, guess: float, guess_name: str, s
     for i, bar in enumerate(bars):
         axes.barh(i, bar.value, height=0.56, color=colour[bar.role], linewidth=0)
         if bar.low is not None and bar.high is not None:
-            axes.plot([bar.low, bar.high], [i, i], color=INK, linewidth=1.0, solid_capstyle="butt")
-            axes.plot([bar.low, bar.high], [i, i], color=INK, marker="|", markersize=4.5, linestyle="none")
+            whisker(axes, bar.low, bar.high, i)
         if bar.control is not None:
             axes.plot([bar.control], [i], marker="D", markersize=5, color=STAND_IN["surface"], markeredgecolor=INK)
-        axes.annotate(show(bar.value), (1, i), (34, 0), ("axes fraction", "data"), "offset points",
-                      ha="right", va="center", color=colour[bar.role], weight="bold")  # fmt: skip
+        value(axes, i, show(bar.value), colour[bar.role])
     axes.axvline(guess, color=CHANCE, linewidth=1.2, linestyle=DASH)
     if guess != 0:
         axes.axvline(0, color=STAND_IN["line"], linewidth=1.0, zorder=0)
     axes.annotate(guess_name, (guess, 1), (0, 5), ("data", "axes fraction"), "offset points",
                   ha="center", color=MUTED, size=SMALL)  # fmt: skip
-    _rows(axes, [b.name for b in bars])
-    axes.set_xlim(limits)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else tick(v)))
-    axes.grid(axis="x")
+    rows(axes, [b.name for b in bars])
+    scale(axes, limits, show)
     return figure
 
 
@@ -107,32 +101,10 @@ def dots(pairs: Sequence[Pair], limits: Limits, show: Callable[[float], str]) ->
         axes.plot([pair.before], [i], marker="o", markersize=6.5, color=STAND_IN["surface"], markeredgecolor=BEFORE,
                   markeredgewidth=1.5)  # fmt: skip
         axes.plot([pair.after], [i], marker="o", markersize=6, color=AFTER, markeredgewidth=0)
-        axes.annotate(show(pair.after), (1, i), (34, 0), ("axes fraction", "data"), "offset points",
-                      ha="right", va="center", color=AFTER, weight="bold")  # fmt: skip
-    _rows(axes, [p.name if p.before is not None else "" for p in pairs])
-    axes.set_xlim(limits)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else tick(v)))
-    axes.grid(axis="x")
+        value(axes, i, show(pair.after), AFTER)
+    rows(axes, [p.name if p.before is not None else "" for p in pairs])
+    scale(axes, limits, show)
     return figure
-
-
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Row labels from top to bottom, no box."""
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [visible(name, LABEL) for name in names], fontsize=FONT)
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.spines["left"].set_visible(False)
-    axes.spines["bottom"].set_visible(False)
-
-
-@dataclass(frozen=True)
-class End:
-    """A series' or level's name at the height where it leaves the panel."""
-
-    value: float
-    name: str
-    colour: str
 
 
 @dataclass(frozen=True)
@@ -152,14 +124,14 @@ def relearning(attack: Attack, frame: Frame) -> Figure:
     for i, rate in enumerate(sorted({p.learning_rate for p in attack.curve}, reverse=True)):
         colour = RATES[min(i, len(RATES) - 1)]
         mine = [p for p in attack.curve if p.learning_rate == rate]
-        last = _band(upper, [(p.step, p.log_odds) for p in mine], colour)
-        _band(lower, [(p.step, p.accuracy) for p in mine], colour)
+        last = band(upper, [(p.step, p.log_odds) for p in mine], colour)
+        band(lower, [(p.step, p.accuracy) for p in mine], colour)
         ends.append(End(last, tick(rate).replace("e−0", "e−"), ATTACK))
     if control.curve:
-        ends.append(End(_dashes(upper, [(p.step, p.log_odds) for p in control.curve]), "control", MUTED))
-        _dashes(lower, [(p.step, p.accuracy) for p in control.curve])
+        ends.append(End(dashes(upper, [(p.step, p.log_odds) for p in control.curve]), "control", MUTED))
+        dashes(lower, [(p.step, p.accuracy) for p in control.curve])
     else:
-        ends.append(_level(upper, control.log_odds, "control", CHANCE))
+        ends.append(level(upper, control.log_odds, "control", CHANCE))
     _finish(upper, lower, ends, frame)
     return figure
 
@@ -171,7 +143,7 @@ def unlearning(training: Training, frame: Frame) -> Figure:
     places = [p.step for p in history]
     upper.plot(places, [p.log_odds for p in history], color=AFTER, marker="o", markersize=3)
     lower.plot(places, [p.accuracy for p in history], color=AFTER, marker="o", markersize=3)
-    _finish(upper, lower, [End(history[-1].log_odds, "forget", AFTER), _level(upper, 0.0, "ignorance", CHANCE)], frame)
+    _finish(upper, lower, [End(history[-1].log_odds, "forget", AFTER), level(upper, 0.0, "ignorance", CHANCE)], frame)
     return figure
 
 
@@ -196,67 +168,10 @@ def _finish(upper: Axes, lower: Axes, ends: Sequence[End], frame: Frame) -> None
     lower.yaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
     lower.set_xlabel("steps", labelpad=1)
-    _name_ends(upper, [*ends, _level(upper, frame.before.log_odds, "before", BEFORE)])
-    _name_ends(
-        lower, [_level(lower, frame.chance, "chance", CHANCE), _level(lower, frame.before.accuracy, "before", BEFORE)]
+    name_ends(upper, [*ends, level(upper, frame.before.log_odds, "before", BEFORE)])
+    name_ends(
+        lower, [level(lower, frame.chance, "chance", CHANCE), level(lower, frame.before.accuracy, "before", BEFORE)]
     )
-
-
-def _means(points: Sequence[tuple[int, float]]) -> list[tuple[int, list[float]]]:
-    """Values at each step, in order of steps."""
-    return [(step, [value for _, value in group]) for step, group in groupby(sorted(points), key=lambda p: p[0])]
-
-
-def _band(axes: Axes, points: Sequence[tuple[int, float]], colour: str) -> float:
-    """The mean over seeds as a line and their range as a band; the mean's last value."""
-    table = _means(points)
-    steps = [step for step, _ in table]
-    mean = [sum(values) / len(values) for _, values in table]
-    low, high = [min(values) for _, values in table], [max(values) for _, values in table]
-    axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(steps, mean, color=colour)
-    return mean[-1]
-
-
-def _dashes(axes: Axes, points: Sequence[tuple[int, float]]) -> float:
-    """The control's mean over seeds, dashed; its last value."""
-    table = _means(points)
-    mean = [sum(values) / len(values) for _, values in table]
-    axes.plot([step for step, _ in table], mean, color=CHANCE, linestyle=DASH)
-    return mean[-1]
-
-
-def _level(axes: Axes, value: float, name: str, colour: str) -> End:
-    """A level across the panel: solid for what was measured, dashed for chance and control; and its name's place."""
-    axes.axhline(value, color=colour, linewidth=1.2, linestyle="-" if colour == BEFORE else DASH, zorder=1)
-    return End(value, name, colour if colour == BEFORE else MUTED)
-
-
-def _name_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Names right of the panel where their lines end, pushed apart where they would touch."""
-    low, high = axes.get_ylim()
-    points = axes.bbox.height * 72 / axes.figure.dpi
-    wanted = [(end.value - low) / (high - low) * points for end in ends]
-    for height, end in zip(spread(wanted, SMALL + 1.2, points), ends, strict=True):
-        axes.annotate(end.name, (1, 0), (4, height), "axes fraction", "offset points", va="center", size=SMALL,
-                      color=end.colour, annotation_clip=False)  # fmt: skip
-
-
-def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
-    """`heights` moved as little as possible (least squares) so that no two are closer than `gap`, then under `top`.
-
-    The order is kept. Subtracting i * gap turns the gaps into monotony, which pooling adjacent violators restores.
-    """
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    pools: list[list[float]] = []
-    for i, place in enumerate(order):
-        pools.append([heights[place] - i * gap])
-        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    level = [fmean(pool) for pool in pools for _ in pool]
-    ceiling = top - (len(order) - 1) * gap
-    moved = {place: min(level[i], ceiling) + i * gap for i, place in enumerate(order)}
-    return [moved[place] for place in range(len(heights))]
 
 
 def cumulative(influence: Influence, top: float) -> Figure:
@@ -271,7 +186,7 @@ def cumulative(influence: Influence, top: float) -> Figure:
     axes.axvline(influence.top, color=CHANCE, linewidth=1.0, linestyle=DASH, zorder=0)
     above = (influence.top, 1), (0, 3), ("data", "axes fraction"), "offset points"
     axes.annotate(f"m = {influence.top}", *above, ha="center", size=SMALL, color=MUTED)
-    _name_ends(axes, [End(values[-1], name, colour) for values, name, colour in lines])
+    name_ends(axes, [End(values[-1], name, colour) for values, name, colour in lines])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -321,10 +236,10 @@ def _by_layer(
     lines = ((before, "before", BEFORE), (after, "after", AFTER))
     for values, _, colour in lines:
         axes.plot(range(len(values)), values, color=colour)
-    ends = [*(End(values[-1], name, colour) for values, name, colour in lines), _level(axes, floor, floor_name, CHANCE)]
+    ends = [*(End(values[-1], name, colour) for values, name, colour in lines), level(axes, floor, floor_name, CHANCE)]
     axes.set_xlim(0, max(1, len(before) - 1))
     axes.set_ylim(limits)
-    _name_ends(axes, ends)
+    name_ends(axes, ends)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("layer", labelpad=1)
     axes.grid(axis="y")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from expunge.report import charts
+from expunge.report import charts, grammar
 from expunge.report.canvas import to_svg
-from expunge.report.charts import Bar, Frame, Limits, Pair
+from expunge.report.charts import Bar, Frame, Pair
+from expunge.report.grammar import Limits
 from expunge.report.record import NO_CONTROL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
 from expunge.report.words import number, percent, plain, quantity, signed
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart under its heading."""
+    """One chart under its heading; a wide one takes the whole column, and scrolls where that is too narrow."""
 
     title: str
     svg: Markup
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,37 @@ class Labelled:
 
 
 def labelled(records: Sequence[Record]) -> tuple[Labelled, ...]:
-    """Records with their method as label, and the run's name or place where methods repeat."""
-    methods = [_method(r) for r in records]
-    runs = [f"{method} · {plain(r.name)}" for method, r in zip(methods, records, strict=True)]
-    numbered = [f"{method} ({i})" for i, method in enumerate(methods, 1)]
-    names = next(n for n in (methods, runs, numbered) if len(set(n)) == len(records))
+    """Records with their method as label; where methods repeat, with what tells them apart."""
+    labels = [plain(record.recipe.method) or "unnamed method" for record in records]
+    for tell in TELLING:
+        marks = [tell(record) for record in records]
+        for label, times in Counter(labels).items():
+            same = [i for i, other in enumerate(labels) if other == label]
+            if times > 1 and len({marks[i] for i in same}) > 1:
+                for i in same:
+                    labels[i] += marks[i]
+    repeated = {label for label, times in Counter(labels).items() if times > 1}
+    names = [f"{label} ({i})" if label in repeated else label for i, label in enumerate(labels, 1)]
     return tuple(Labelled(name, record) for name, record in zip(names, records, strict=True))
 
 
-def _method(record: Record) -> str:
-    """The catalogue's name of the method, and the transform where it is not part of that name."""
-    recipe = record.recipe
-    return plain(recipe.method) or "unnamed method"
+def _transform(record: Record) -> str:
+    """Names of the gradient transforms, without their settings."""
+    names = re.findall(r"\b[A-Z]\w*(?=\()", record.recipe.transform)
+    return f" with {plain(', '.join(names))}" if names else ""
+
+
+def _seed(record: Record) -> str:
+    """That of the data, by which grids tell their runs apart, else that of the loop."""
+    seed = record.seeds.get("data", record.seeds.get("unlearning"))
+    return "" if seed is None else f", seed {plain(str(seed))}"
+
+
+def _run(record: Record) -> str:
+    return f" · {plain(record.name)}" if record.name else ""
+
+
+TELLING: tuple[Callable[[Record], str], ...] = (_transform, _seed, _run)
 
 
 def level_panels(runs: Sequence[Labelled]) -> list[Panel]:
@@ -67,7 +90,7 @@ def _bars(record: Record, metric: str) -> list[Bar]:
     forget = record.scores.forget
     bars = [_bar("before", "before", forget.before, metric), _bar("after", "after", forget.after, metric)]
     measured = record.control.kind != NO_CONTROL
-    for attack in record.attacks:
+    for attack in record.ranked:
         control = (attack.control.log_odds if metric == "log_odds" else attack.control.accuracy) if measured else None
         bars.append(_bar(plain(attack.name), "attack", attack, metric, control))
     return bars
@@ -90,7 +113,7 @@ def odds_limits(records: Sequence[Record]) -> Limits:
         values += [p.log_odds for p in record.training.history]
         for attack in record.attacks:
             values += [attack.control.log_odds, *(p.log_odds for p in (*attack.curve, *attack.control.curve))]
-    return charts.padded([v for v in values if v is not None])
+    return grammar.padded([v for v in values if v is not None])
 
 
 def curve_panels(runs: Sequence[Labelled]) -> list[Panel]:
@@ -105,7 +128,7 @@ def curve_panels(runs: Sequence[Labelled]) -> list[Panel]:
         label += f"{signed(training.history[-1].log_odds)} in {training.history[-1].step} steps"
         figure = charts.unlearning(training, Frame(before, before.chance, odds, max(1, steps)))
         panels.append(Panel(f"{run.label}: unlearning", to_svg(figure, f"down{i}", label)))
-    for k, name in enumerate(dict.fromkeys(a.name for run in runs for a in run.record.attacks if a.trains)):
+    for k, name in enumerate(dict.fromkeys(a.name for run in runs for a in run.record.ranked if a.trains)):
         panels += _attack_panels(runs, name, f"up{k}", odds)
     return panels
 
@@ -184,7 +207,7 @@ def map_panels(runs: Sequence[Labelled]) -> list[Panel]:
 def probe_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Linear probes per run, one vertical scale for all."""
     found = [(i, run, run.record.probe) for i, run in enumerate(runs) if run.record.probe is not None]
-    limits = charts.padded([v for _, _, probe in found for v in (*probe.before, *probe.after)])
+    limits = grammar.padded([v for _, _, probe in found for v in (*probe.before, *probe.after)])
     panels = []
     for i, run, probe in found:
         label = f"{run.label}: best layer {signed(max(probe.before))} before, {signed(max(probe.after))} after"
@@ -208,7 +231,7 @@ def group_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Test groups, what should go above what should stay: log-odds, then accuracy."""
     rows = {run.label: _groups(run.record) for run in runs}
     scores = [s for groups in rows.values() for _, c in groups if c for s in (c.before, c.after)]
-    odds = charts.padded([s.log_odds for s in scores], 0.08)
+    odds = grammar.padded([s.log_odds for s in scores], 0.08)
     panels = []
     for metric, limits, show in (("log_odds", odds, signed), ("accuracy", (-0.02, 1.02), percent)):
         for i, run in enumerate(runs):

@@ -70,17 +70,24 @@ class Scores(Part):
 
 
 class VerdictDetails(Part):
-    """Why the verdict was given: sentences, the strongest attack's name, the budget in words, the confidence."""
+    """Why the verdict was given: sentences, the strongest attack's name, the budget in words, the confidence.
+
+    hidden_above, erased_below: where the rule cuts the interval of recovery; records that do not say were judged by the
+    defaults. untried: attacks that were not run.
+    """
 
     reasons: tuple[str, ...]
     strongest_attack: str = ""
     budget: str = ""
     confidence: str = ""
+    hidden_above: float = 0.2
+    erased_below: float = 0.25
+    untried: tuple[str, ...] = ()
 
 
 class CurvePoint(Part):
     """Scores on the held-out items at one moment of one cell (learning rate, seed) of an attack, or of one `variant` of
-    the model where nothing is trained."""
+    the model or of the questions where nothing is trained; recovery: R there, where the audit told it."""
 
     learning_rate: float
     seed: int
@@ -89,6 +96,7 @@ class CurvePoint(Part):
     accuracy: Share
     log_odds: float
     variant: str = ""
+    recovery: Measured = None
 
     @property
     def place(self) -> str:
@@ -110,7 +118,7 @@ class Attack(Part):
     accuracy, log_odds: at `best`. recovery: R of the log-odds, 0 = nothing came back, 1 = everything, may leave that
     range. start: scores of the same held-out items before the attack. rho: correlation of attributions before and after
     it. samples: greedy words after the attack by item id. budget: what the attack could spend, in words. counts: False
-    for an attack that finds answers by itself and was made on no control; such a one decides no verdict.
+    for an attack that decides no verdict: it finds answers by itself and was made on no control, or has its own scale.
     """
 
     name: str
@@ -136,9 +144,19 @@ class Attack(Part):
     counts: bool = True
 
     @property
+    def known(self) -> bool:
+        """Whether the recovery means something: the original knew more than the control."""
+        return self.recovery_low is not None and self.recovery_high is not None
+
+    @property
     def trains(self) -> bool:
         """Whether its curve is over training steps, so that it can be drawn as one."""
-        return bool(self.curve) and not any(point.variant for point in self.curve)
+        return bool(self.curve) and not self.sweeps
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether its points are variants of the model or of the questions, with no order in time."""
+        return any(point.variant for point in self.curve)
 
 
 class Influence(Part):

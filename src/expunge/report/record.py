@@ -84,9 +84,14 @@ class Record(Part):
 
     @property
     def strongest(self) -> Attack | None:
-        """The attack that the verdict names, else the one that brought back most, else None."""
+        """The attack that the verdict names, else the one that brought back most of those that count, else None."""
         named = [a for a in self.attacks if a.name == self.verdict_details.strongest_attack]
-        return next(iter(named), max(self.attacks, key=lambda a: a.recovery, default=None))
+        return next(iter(named), max((a for a in self.attacks if a.counts), key=lambda a: a.recovery, default=None))
+
+    @property
+    def ranked(self) -> tuple[Attack, ...]:
+        """The attacks, the one that brought back most first."""
+        return tuple(sorted(self.attacks, key=lambda a: (-a.recovery, a.name)))
 
     @property
     def influences(self) -> tuple[Influence | None, Influence | None]:

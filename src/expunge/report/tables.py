@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
-
+from expunge.report import comeback
 from expunge.report.figures import Labelled
-from expunge.report.record import Attack, Change, Item, ItemState, Record, Score
+from expunge.report.record import Attack, Change, Record, Score
 from expunge.report.view import interval
 from expunge.report.words import NONE, count, duration, fixed, number, percent, plain, quantity, signed, size, visible
 
-FORGET_ROWS, OTHER_ROWS = 12, 5
 SCORE_ROWS: tuple[tuple[str, Callable[[Score], str]], ...] = (
     ("accuracy", lambda s: percent(s.accuracy)),
     ("log-odds", lambda s: signed(s.log_odds)),
@@ -34,6 +31,8 @@ class Row:
 
 def key_rows(runs: Sequence[Labelled]) -> list[Row]:
     """The key numbers: two cells a run (before, after), or one that spans both."""
+    if not runs:
+        return []
     scores = [run.record.scores for run in runs]
     rows = [
         *_score_rows("To forget", [s.forget for s in scores]),
@@ -90,9 +89,8 @@ def _score_cells(change: Change) -> tuple[str, ...]:
 
 
 def _recovery(attack: Attack) -> str:
-    """`62 % (43 to 81 %)`."""
-    bounds = interval(attack)
-    return percent(attack.recovery) + (f" ({bounds})" if bounds else "")
+    """`62 % (43 to 81 %)`; nothing where it means nothing."""
+    return f"{percent(attack.recovery)} ({interval(attack)})" if attack.known else NONE
 
 
 @dataclass(frozen=True)
@@ -106,106 +104,49 @@ class AttackRow:
     log_odds: str
     facts: str
     best: str
+    half: str
     rho: str
     seconds: str
     budget: str
+    place: int
+    sort: dict[str, float | str]
 
 
 def attack_rows(runs: Sequence[Labelled]) -> list[AttackRow]:
-    """All attacks of all runs, in order."""
-    return [_attack_row(run.label, attack) for run in runs for attack in run.record.attacks]
+    """All attacks of all runs, run by run, the one that brought back most first."""
+    return [_attack_row(place, run, attack) for place, run in enumerate(runs) for attack in run.record.ranked]
 
 
-def _attack_row(label: str, attack: Attack) -> AttackRow:
-    """One attack; `best` is the cell of the grid that reached most."""
-    best = attack.best
+def _attack_row(place: int, run: Labelled, attack: Attack) -> AttackRow:
+    """One attack; `best` is the cell of the grid that reached most, `half` the examples that brought half of it back.
+
+    sort: the numbers by which its columns are sorted, "" where there is none.
+    """
+    best, half = attack.best, comeback.needed(run.record, attack)
+    numbers = {
+        "recovery": attack.recovery if attack.known else None,
+        "accuracy": attack.accuracy,
+        "log_odds": attack.log_odds,
+        "facts": attack.start.n,
+        "half": half,
+        "rho": attack.rho,
+        "seconds": attack.seconds,
+    }
     return AttackRow(
-        run=label,
-        name=plain(attack.name),
+        run=run.label,
+        name=plain(attack.name) + ("" if attack.counts else " (does not count)"),
         recovery=_recovery(attack),
         accuracy=f"{percent(attack.start.accuracy)} → {percent(attack.accuracy)}",
         log_odds=f"{signed(attack.start.log_odds)} → {signed(attack.log_odds)}",
         facts=str(attack.start.n),
         best=visible(best.place) if best else NONE,
+        half=NONE if half is None else f"{half}",
         rho=number(attack.rho, 2),
         seconds=duration(attack.seconds),
         budget=visible(attack.budget),
+        place=place,
+        sort={name: "" if value is None else value for name, value in numbers.items()},
     )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One question with what the models say; each cell of `words` belongs to the column of the same place."""
-
-    question: str
-    answer: str
-    words: tuple[Markup, ...]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A table of answers under its columns; `shown` of `total` questions."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Answer, ...]
-    total: int
-
-
-def answer_tables(runs: Sequence[Labelled]) -> list[Answers]:
-    """Answers to what had to go, then to what had to stay; runs share a row where they share the question."""
-    tables = [
-        _answers("What had to go", runs, lambda item: item.split == "forget", FORGET_ROWS, attacked=True),
-        _answers("What had to stay", runs, lambda item: item.split != "forget", OTHER_ROWS, attacked=False),
-    ]
-    return [table for table in tables if table.rows]
-
-
-def _answers(
-    title: str, runs: Sequence[Labelled], wanted: Callable[[Item], bool], limit: int, attacked: bool
-) -> Answers:
-    """One table; questions that the attack was not shown come first, in the first record's order."""
-    found = [{item.id: item for item in run.record.items if wanted(item)} for run in runs]
-    known: dict[str, Item] = {key: item for table in reversed(found) for key, item in table.items()}
-    order = {key: place for place, key in enumerate(dict.fromkeys(key for table in found for key in table))}
-    keys = sorted(order, key=lambda k: (all(k not in t or t[k].attacked is None for t in found), order[k]))
-    same_start = len({run.record.hashes.weights_before for run in runs}) == 1
-    columns: list[str] = ["before"] if same_start else []
-    for run in runs:
-        mine = [*([] if same_start else ["before"]), "after", *(["attacked"] if attacked else [])]
-        columns += [f"{run.label}: {moment}" for moment in mine]
-    rows = []
-    for key in keys[:limit]:
-        states: list[ItemState | None] = [known[key].before] if same_start else []
-        for run, table in zip(runs, found, strict=True):
-            item = table.get(key)
-            mine_states = [item.after, _after_attack(run.record, item)] if item else [None, None]
-            states += [item.before if item else None] if not same_start else []
-            states += mine_states if attacked else mine_states[:1]
-        words = tuple(marked(s.words if s else NONE, known[key].answer) for s in states)
-        rows.append(Answer(question(known[key].prompt), visible(known[key].answer, 80), words))
-    return Answers(title, tuple(columns), tuple(rows), len(keys))
-
-
-def _after_attack(record: Record, item: Item) -> ItemState | None:
-    """The item at the strongest attack's best; its words alone where only a sample was kept."""
-    samples = record.strongest.samples if record.strongest else {}
-    return item.attacked or (ItemState(words=samples[item.id]) if item.id in samples else None)
-
-
-def question(prompt: str) -> str:
-    """The question in a prompt of the form `Question: ... Answer:`, else the prompt."""
-    found = re.search(r"(?s).*Question:\s*(.*?)\s*Answer:", prompt)
-    return visible(found[1] if found else prompt.strip(), 160)
-
-
-def marked(words: str, answer: str, limit: int = 120) -> Markup:
-    """`words`, safe for the page, with every whole-word occurrence of `answer` in a <mark>."""
-    shown, sought = visible(words.strip(), limit), visible(answer.strip(), 80)
-    if not sought:
-        return escape(shown)
-    pieces = re.split(rf"(?i)(?<!\w)({re.escape(sought)})(?!\w)", shown)
-    return Markup("").join(Markup("<mark>{}</mark>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))
 
 
 def utility_rows(runs: Sequence[Labelled]) -> list[Row]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from expunge.report.figures import Labelled
 from expunge.report.record import NO_CONTROL, Attack
-from expunge.report.words import NONE, number, percent, plain, quantity, signed, visible
+from expunge.report.words import NONE, count, number, percent, plain, quantity, signed, visible
+
+SIDE_BY_SIDE = 3
+"""Up to so many runs are shown in full beside each other; more of them are compared in one table."""
 
 MEANING = {
     "ERASED": "No attack tried here brought it back.",
@@ -40,7 +43,8 @@ class Card:
 
 def card(run: Labelled) -> Card:
     """The verdict of `run` in words."""
-    record, attack = run.record, run.record.strongest
+    record, strongest = run.record, run.record.strongest
+    attack = strongest if strongest and strongest.known else None
     details = record.verdict_details
     mid = attack.recovery if attack else 0.0
     low = mid if attack is None or attack.recovery_low is None else attack.recovery_low
@@ -75,8 +79,38 @@ def interval(attack: Attack) -> str:
 
 
 def heading(runs: Sequence[Labelled]) -> str:
-    """The page's title where none is given: the question, and the methods it is asked of."""
-    return f"Erased or hidden? {listed([run.label for run in runs])}"
+    """The page's title where none is given: the question, and the methods it is asked of, or their number."""
+    few = len(runs) <= SIDE_BY_SIDE
+    return f"Erased or hidden? {listed([run.label for run in runs]) if few else f'{len(runs)} runs compared'}"
+
+
+def subject(runs: Sequence[Labelled]) -> list[str]:
+    """What was done with what: model, data, facts and day, or their number where the runs differ."""
+    records = [run.record for run in runs]
+    parts = [
+        (
+            "models",
+            [f"{visible(r.model.name, 80)}, {count(r.model.parameters)} parameters, {r.model.dtype}" for r in records],
+        ),
+        ("data sets", [plain(r.recipe.benchmark) for r in records]),
+        ("sizes", [f"{r.scores.forget.before.n} facts to forget" for r in records]),
+        ("days", [r.created[:10] for r in records]),
+    ]
+    unique = [(kind, [v for v in dict.fromkeys(values) if v]) for kind, values in parts]
+    return [values[0] if len(values) == 1 else f"{len(values)} {kind}" for kind, values in unique if values]
+
+
+def said_of_comparison(runs: Sequence[Labelled]) -> str:
+    """What makes the runs unlike each other, beside their methods."""
+    records = [run.record for run in runs]
+    unlike = [
+        ("models", len({(r.model.name, r.hashes.weights_before) for r in records})),
+        ("facts to forget", len({r.hashes.data.get("forget") for r in records})),
+        ("controls", len({r.control.kind for r in records})),
+        ("attacks", len({tuple(sorted(a.name for a in r.attacks)) for r in records})),
+    ]
+    differ = [name for name, kinds in unlike if kinds > 1]
+    return f"Compare with care: these runs differ in their {listed(differ)}." if differ else ""
 
 
 def listed(words: Sequence[str]) -> str:
@@ -87,8 +121,9 @@ def listed(words: Sequence[str]) -> str:
 def said_of_attacks(runs: Sequence[Labelled]) -> str:
     """Which attack brought back most, per run."""
     found = [(run.label, run.record.strongest) for run in runs]
-    said = [f"{label} {percent(a.recovery)} under {plain(a.name)}" for label, a in found if a]
-    return f"Most came back: {'; '.join(said)}." if said else "No attack was run."
+    said = [f"{label} {percent(a.recovery)} under {plain(a.name)}" for label, a in found if a and a.known]
+    none = "No attack was run." if not any(a for _, a in found) else "Nothing was known that could come back."
+    return f"Most came back: {'; '.join(said)}." if said else none
 
 
 def said_of_control(runs: Sequence[Labelled]) -> str:
@@ -112,14 +147,6 @@ def said_of_influence(runs: Sequence[Labelled]) -> str:
     certain = [f"{r.label} {percent(i.saturated_share)}" for r in runs if (i := r.record.influence)]
     said += [f"Pairs too certain for the probability to tell: {', '.join(certain)}."] if certain else []
     return " ".join(said)
-
-
-def said_of_grain(runs: Sequence[Labelled]) -> str:
-    """How much one fact weighs in the smallest set that an attack was scored on; empty where no attack was run."""
-    sizes = [a.start.n for run in runs for a in run.record.attacks if a.start.n]
-    if not sizes:
-        return ""
-    return f"Small sets are coarse: with {min(sizes)} facts, one fact is {percent(1 / min(sizes))} of accuracy."
 
 
 def said_of_probe(runs: Sequence[Labelled]) -> str:
