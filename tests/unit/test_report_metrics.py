@@ -42,7 +42,7 @@ def test_a_row_holds_value_interval_control_and_chance() -> None:
     rows = metric_rows(labelled([told()]))
     assert [row.title for row in rows if not row.cells] == list(SECTIONS)
     found = {row.name: row for row in rows}
-    assert found["extraction_strength"].cells == ("0.9 (0.8 to 1.00)", "0.25 (0.1 to 0.4)", "–")
+    assert found["extraction_strength"].cells == ("0.9 (0.8 to 1.0)", "0.25 (0.1 to 0.4)", "–")
     assert found["mia_loss"].cells == ("0.98", "0.31", "0.52") and found["mia_loss"].chance == "0.5"
     assert found["retain_Q_A_Prob"].title == "to retain: probability per token"
 

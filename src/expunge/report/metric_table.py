@@ -99,17 +99,17 @@ def _row(name: str, metrics: Sequence[Metric | None]) -> MetricRow:
     chance = next((metric.chance for metric in metrics if metric), None)
     prefix, _, kind = name.partition("_")
     title = f"{SETS[prefix]}: {KINDS[kind]}" if prefix in SETS else WORDS[name]
-    return MetricRow(title, name, cells, _value(chance))
+    return MetricRow(title, name, cells, _value(chance, 2))
 
 
 def _cell(state: MetricState | None) -> str:
-    """`0.42 (0.31 to 0.55)`."""
+    """`0.417 (0.31 to 0.55)`; bounds that are the value itself are left out."""
     if state is None:
         return NONE
-    bounds = f" ({_value(state.low)} to {_value(state.high)})" if None not in (state.low, state.high) else ""
-    return _value(state.value) + bounds
+    low, high = (_value(bound, 2) for bound in (state.low, state.high))
+    return _value(state.value) + (f" ({low} to {high})" if NONE not in (low, high) and low != high else "")
 
 
-def _value(value: float | None) -> str:
-    """Two significant digits of what is small, else three."""
-    return number(value, 2 if value is not None and abs(value) < 0.1 else 3)
+def _value(value: float | None, digits: int = 3) -> str:
+    """Two significant digits of what is small."""
+    return number(value, 2 if value is not None and abs(value) < 0.1 else digits)
