@@ -18,7 +18,7 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
-from expunge.attacks.catalogue import untried, why_uncounted
+from expunge.attacks.catalogue import ATTACKS, kind_of, untried, why_uncounted
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried

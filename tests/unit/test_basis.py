@@ -6,8 +6,9 @@ import pytest
 
 from expunge.attacks.base import AttackResult, CurvePoint
 from expunge.attacks.budget import Budget
+from expunge.attacks.catalogue import why_uncounted
 from expunge.attacks.quantise import Quantise
-from expunge.basis import uncounted, why_uncounted
+from expunge.basis import uncounted
 from expunge.models.scores import Scores
 
 
@@ -21,21 +22,21 @@ def result(name: str) -> AttackResult:
 def test_an_attack_that_finds_answers_by_itself_counts_beside_a_control_only(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    assert not why_uncounted(result(name), None)
+    assert not why_uncounted(name, controlled=False)
     monkeypatch.setattr(Quantise, "control_only", True)
-    assert "searches for the answers" in why_uncounted(result(name), None)
-    assert not why_uncounted(result(name), result(name))
+    assert "searches for the answers" in why_uncounted(name, controlled=False)
+    assert not why_uncounted(name, controlled=True)
 
 
 def test_an_attack_on_a_scale_of_its_own_never_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Quantise, "own_scale", True)
-    assert "no share" in why_uncounted(result("quantise"), result("quantise"))
+    assert "no share" in why_uncounted("quantise", controlled=True)
 
 
 def test_another_attack_or_one_that_is_not_known_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Quantise, "control_only", True)
-    assert not why_uncounted(result("relearn-harmful"), None)
-    assert not why_uncounted(result("of-another-day"), None)
+    assert not why_uncounted("relearn-harmful", controlled=False)
+    assert not why_uncounted("of-another-day", controlled=False)
 
 
 def test_the_reasons_say_why_and_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,9 @@ def untried(names: Iterable[str]) -> tuple[str, ...]:
 
 def why_uncounted(name: str, controlled: bool) -> str:
     """Why no verdict may rest on the attack `name`, made on a control as well or not; empty where it may."""
-    attack = ATTACKS[kind_of(name)]
+    attack = ATTACKS.get(name.partition("@")[0])
+    if attack is None:
+        return ""
     if attack.own_scale:
         return "it counts what is said, which is no share of the original's log-odds."
     if attack.control_only and not controlled:
