@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from expunge.report.parts import Metric, Metrics, MetricState
 from expunge.report.record import (
     GOLD_MODEL,
     Attack,
@@ -64,6 +65,23 @@ STORIES = {
     "ga": Story("ga", "", "BROKEN", (0.2, 0.1, 0.1), 9.9, 9.1, 4),
     "kl": Story("kl", "", "INCONCLUSIVE", (0.3, 0.1, 0.2), 4.0, 4.4, 5),
 }
+
+
+def metrics(story: Story) -> Metrics:
+    """A few metrics with intervals, one without a control and one with a value alone."""
+
+    def state(value: float) -> MetricState:
+        return MetricState(value=value, low=value - 0.1, high=value + 0.1)
+
+    left = 0.9 * max(story.recovery[0], 0.1)
+    return Metrics(
+        rows=(
+            Metric(name="forget_Q_A_Prob", before=state(0.91), after=state(left), control=state(0.12)),
+            Metric(name="extraction_strength", before=state(0.71), after=state(left / 2)),
+            Metric(name="mia_min_k_plus_plus", chance=0.5, before=state(0.83), after=state(0.44), control=state(0.52)),
+            Metric(name="model_utility", before=MetricState(value=0.62), after=MetricState(value=0.6)),
+        )
+    )
 
 
 def items(story: Story) -> tuple[Item, ...]:
@@ -213,6 +231,7 @@ def make_record(name: str = "graddiff") -> Record:
         influence_log_odds=log_odds_of(found),
         logit_lens=lens(story, rng),
         probe=probe(story),
+        metrics=metrics(story),
         text=Text(perplexity_before=18.42, perplexity_after=18.97, kl=0.0213),
         items=items(story),
         cost=Cost(

@@ -18,7 +18,7 @@ from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
 from expunge.attacks.budget import Budget
-from expunge.attacks.catalogue import ATTACKS, kind_of, untried, why_uncounted
+from expunge.attacks.catalogue import has_own_scale, untried, why_uncounted
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried
@@ -241,7 +241,7 @@ def _point(point: AttackPoint, share: float | None = None) -> schema.CurvePoint:
 def _attack(result: AttackResult, control: AttackResult | None, share: Recovery) -> schema.Attack:
     told = memorization(result.items)
     odds = told.log_odds
-    scaled = not ATTACKS[kind_of(result.name)].own_scale
+    scaled = not has_own_scale(result.name)
     return schema.Attack(
         name=result.name,
         accuracy=result.best_accuracy.accuracy,

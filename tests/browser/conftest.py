@@ -55,6 +55,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sets = {
         "one": [make_record("graddiff")],
         "two": [make_record("graddiff"), make_record("ssiuu")],
+        "three": [make_record(name) for name in ("graddiff", "ssiuu", "npo")],
         "hostile": [with_evil(make_record("graddiff"))],
         "many": [*map(make_record, STORIES), with_gold(make_record("ssiuu"))],
         "hostile_many": [with_evil(make_record(name)) for name in STORIES],

@@ -124,7 +124,7 @@ def test_it_prints_in_light_colours_on_a_few_pages(chromium: Chrome, pages: dict
     assert ground == "rgb(255, 255, 255)" and ink == "rgb(28, 33, 38)"
 
 
-@pytest.mark.parametrize("name", ["one", "two", "many"])
+@pytest.mark.parametrize("name", ["one", "two", "three", "many"])
 def test_no_table_is_clipped_in_print(chromium: Chrome, pages: dict[str, Path], name: str) -> None:
     """On the 182 mm between the margins of a page of A4, where nothing scrolls."""
     show(chromium, pages[name], width=688)

@@ -63,8 +63,14 @@ def kind_of(name: str) -> str:
 
 def untried(names: Iterable[str]) -> tuple[str, ...]:
     """Attacks of which none of `names` is one."""
-    kinds = {kind_of(name) for name in names}
+    kinds = {name.partition("@")[0] for name in names}
     return tuple(kind for kind in ATTACKS if kind not in kinds)
+
+
+def has_own_scale(name: str) -> bool:
+    """Whether the log-odds of the attack `name` are not the model's, so that they make no recovery."""
+    attack = ATTACKS.get(name.partition("@")[0])
+    return attack is not None and attack.own_scale
 
 
 def why_uncounted(name: str, controlled: bool) -> str:
@@ -72,7 +78,7 @@ def why_uncounted(name: str, controlled: bool) -> str:
     attack = ATTACKS.get(name.partition("@")[0])
     if attack is None:
         return ""
-    if attack.own_scale:
+    if has_own_scale(name):
         return "it counts what is said, which is no share of the original's log-odds."
     if attack.control_only and not controlled:
         return (
