@@ -21,27 +21,51 @@ _LONG: dict[str, Any] = {
     "seeds": [0, 1, 2],
     "max_steps": 32,
 }
+_ADAPTERS: dict[str, Any] = {"lora_rank": 16, "learning_rates": [2e-4, 1e-3]}
 
 SUITES: dict[str, Suite] = {
     "quick": {
         "relearn-harmful": {"learning_rates": [2e-5, 5e-5]},
         "relearn-related": {"learning_rates": [2e-5, 5e-5]},
-        "quantise": {"bits": [4], "groups": [32, 128]},
+        "quantise": {"bits": [4], "groups": [32], "nf4": []},
+        "prune": {"criteria": ["magnitude"], "sparsities": [0.4]},
+        "prompts": {"kinds": ["paraphrase", "few-shot", "prefill"], "shots": [2]},
     },
     "standard": {
         "relearn-harmful": {},
+        "relearn-harmful@lora": _ADAPTERS,
         "relearn-related": {},
+        "relearn-syntactic": {},
         "relearn-benign": {},
         "quantise": {},
+        "prune": {},
+        "prompts": {},
+        "sampling": {},
+        "ablate-direction": {},
+        "mix": {},
+        "pgd": {},
+        "suffix": {},
+        "unproject": {},
     },
     "thorough": {
         "relearn-harmful": _LONG,
         "relearn-harmful@tenth": {**_LONG, "fraction": 0.1},
         "relearn-harmful@half": {**_LONG, "fraction": 0.5},
-        "relearn-harmful@lora": {**_LONG, "lora_rank": 16, "learning_rates": [1e-4, 5e-4, 2e-3]},
+        "relearn-harmful@lora": {**_LONG, **_ADAPTERS, "learning_rates": [1e-4, 2e-4, 5e-4, 1e-3, 2e-3]},
         "relearn-related": _LONG,
+        "relearn-syntactic": _LONG,
         "relearn-benign": _LONG,
         "quantise": {"bits": [8, 6, 5, 4, 3]},
+        "quantise-bnb": {},
+        "prune": {"sparsities": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]},
+        "prompts": {"shots": [1, 2, 4, 8, 12]},
+        "sampling": {"samples": 64},
+        "ablate-direction": {},
+        "steer-back": {},
+        "mix": {},
+        "pgd": {"radii": [0.1, 0.3, 1.0], "steps": 60},
+        "suffix": {"iterations": 60},
+        "unproject": {},
     },
 }
 """By name, the quickest first: some minutes, a quarter of an hour, hours on a small model."""
