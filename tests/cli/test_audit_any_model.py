@@ -346,7 +346,10 @@ def test_lm_eval_is_asked_of_the_audited_model(
     def ask(path: str, plan: object, tasks: Sequence[str], folder: Path) -> None:
         asked.append((path, list(tasks), folder.name))
 
+    assert audit(expunge, "fresh", "--base", "taught", "-o", "run", "--lm-eval", "absent.yaml") == 1
+    assert not (at / "run").exists()  # told before any work
     monkeypatch.setattr(pipeline, "ask_lm_eval", ask)
+    monkeypatch.setattr(comparison, "require", list)
     tasks = ["--lm-eval", "a.yaml", "--lm-eval", "b.yaml"]
     assert audit(expunge, "fresh", "--base", "taught", "--attacks", "quantise", "-o", "run", *tasks) == 0
     assert expunge("audit", "run", *tasks[:2]) == 0
