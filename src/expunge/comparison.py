@@ -19,6 +19,7 @@ from typing import Any
 
 from expunge import pipeline
 from expunge.attacking import choose
+from expunge.audit.lm_eval import require
 from expunge.data.collate import Encoder, Template
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json, write_json
@@ -88,6 +89,7 @@ def compare(
     """
     names, progress = names or ["standard"], progress or Silent()
     choose(comparison, names, settings)
+    require(lm_eval)
     request = from_files(comparison.data, comparison.template)
     fresh = not Path(comparison.output).exists()
     folder = begin(comparison, request, progress)

@@ -347,7 +347,10 @@ def test_lm_eval_is_asked_and_the_usual_suite_is_tried(
     def ask(path: str, plan: object, tasks: Sequence[str], folder: Path) -> None:
         asked.append((path, list(tasks), folder.name))
 
+    assert audit(expunge, "fresh", "--base", "taught", "-o", "run", "--lm-eval", "absent.yaml") == 1
+    assert not (at / "run").exists()  # told before any work
     monkeypatch.setattr(pipeline, "ask_lm_eval", ask)
+    monkeypatch.setattr(comparison, "require", list)
     tasks = ["--lm-eval", "a.yaml", "--lm-eval", "b.yaml"]
     assert audit(expunge, "fresh", "--base", "taught", "-o", "run", *tasks) == 0
     assert [path.name for path in (at / "run" / "attacks").glob("*.json")] == ["quantise.json"]
