@@ -128,7 +128,7 @@ def test_the_whole_way(
     assert expunge("audit", "run", "--fail-on", "not-forgotten") == 0
     record = record_of(at / "run")
     attacks = {attack["name"]: attack for attack in record["attacks"]}
-    assert list(attacks) == ["quantise", "relearn-benign", "relearn-harmful"]
+    assert list(attacks) == ["prompts", "prune", "quantise", "relearn-benign", "relearn-harmful"]
     assert [attack["curve"] for attack in first["attacks"]] == [
         attacks[name]["curve"] for name in ("quantise", "relearn-harmful")
     ]
@@ -172,7 +172,7 @@ def test_alone_a_model_that_says_nothing_passes_no_verdict_of_erased(expunge: Ex
     assert (scores["retain"]["before"]["n"], scores["retain"]["after"]["n"]) == (0, 4)
     assert record["text"]["perplexity_before"] is None and record["text"]["perplexity_after"] > 0
     assert record["hashes"]["weights_before"] == ""
-    assert {attack["name"] for attack in record["attacks"]} == {"quantise", "relearn-harmful", "relearn-related"}
+    assert {attack["name"] for attack in record["attacks"]} == set(SUITES["quick"])
     assert expunge("verify", "run") == 0
 
 
