@@ -129,10 +129,8 @@ def test_the_whole_way(
     record = record_of(at / "run")
     attacks = {attack["name"]: attack for attack in record["attacks"]}
     assert list(attacks) == ["prompts", "prune", "quantise", "relearn-benign", "relearn-harmful"]
-    assert [attack["curve"] for attack in first["attacks"]] == [
-        attacks[name]["curve"] for name in ("quantise", "relearn-harmful")
-    ]
-    assert [attack["counts"] for attack in attacks.values()] == [False, True, True]
+    assert all(attack["curve"] == attacks[attack["name"]]["curve"] for attack in first["attacks"])
+    assert [name for name, attack in attacks.items() if not attack["counts"]] == ["quantise"]
     reasons = record["verdict_details"]["reasons"]
     assert sum("quantise does not count" in reason for reason in reasons) == 1
     assert not any("quantise:" in reason for reason in reasons)
