@@ -40,7 +40,7 @@ LATENT = ("ablate-direction", "steer-back", "pgd", "suffix")
 SHORT: dict[str, dict[str, object]] = {
     "ablate-direction": {},
     "steer-back": {},
-    "pgd": {"steps": 2, "eval_every": 1},
+    "pgd": {"layers": [0, 1], "steps": 2, "eval_every": 1},
     "suffix": {"length": 2, "iterations": 2, "eval_every": 1, "candidates": 3},
 }
 ENCODER = Encoder(make_tiny_tokenizer())
