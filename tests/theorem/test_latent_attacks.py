@@ -40,7 +40,7 @@ LATENT = ("ablate-direction", "steer-back", "pgd", "suffix")
 SHORT: dict[str, dict[str, object]] = {
     "ablate-direction": {},
     "steer-back": {},
-    "pgd": {"steps": 2, "eval_every": 1},
+    "pgd": {"layers": [0, 1], "steps": 2, "eval_every": 1},
     "suffix": {"length": 2, "iterations": 2, "eval_every": 1, "candidates": 3},
 }
 ENCODER = Encoder(make_tiny_tokenizer())
@@ -329,7 +329,7 @@ def test_an_interrupted_search_goes_on_to_the_same_result(
 ) -> None:
     settings: dict[str, dict[str, object]] = {
         "pgd": {"layers": [0], "steps": 6, "eval_every": 2},
-        "suffix": {"length": 2},
+        "suffix": {"length": 2, "iterations": 6},
     }
     attack, slopes = make_attack(name, settings[name]), []
     climb = Goal.slope

@@ -42,8 +42,8 @@ class PGD(Search):
 
     Args:
         split_seed: of the choice of the halves.
-        layers: blocks whose output is pushed, one at a time; negative ones count from the end. Where none is given,
-            those at a quarter, half and three quarters of the depth.
+        layers: blocks whose output is pushed, one at a time; negative ones count from the end; empty for the one in the
+            middle.
         radii: of the ball, as a share of the mean norm of the states.
         steps: of the ascent.
         eval_every: score after every so many steps; divides `steps`.
@@ -52,7 +52,7 @@ class PGD(Search):
 
     layers: tuple[int, ...] = ()
     radii: tuple[float, ...] = (0.3,)
-    steps: int = 12
+    steps: int = 8
     eval_every: int = 4
     rate: float = 0.25
 
@@ -105,8 +105,7 @@ class PGD(Search):
 
     def _blocks(self, target: Target[T]) -> tuple[int, ...]:
         arch = describe(target.model)
-        depth = len(arch.blocks)
-        return chosen_blocks(arch, self.layers or (depth // 4, depth // 2, 3 * depth // 4))
+        return chosen_blocks(arch, self.layers or (len(arch.blocks) // 2,))
 
 
 def pushed(arch: Architecture, block: int, delta: Push) -> AbstractContextManager[None]:

@@ -57,9 +57,9 @@ class Suffix(Search):
     """
 
     length: int = 6
-    iterations: int = 6
+    iterations: int = 4
     eval_every: int = 2
-    candidates: int = 12
+    candidates: int = 8
     top_k: int = 64
     seed: int = 0
 
