@@ -17,21 +17,19 @@ import transformers
 from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
-from expunge.attacks.budget import Budget
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
-from expunge.audit.evidence import Evidence, Tried
+from expunge.audit.evidence import Evidence, Tried, gather
 from expunge.audit.influence import compare
 from expunge.audit.memorization import memorization
 from expunge.audit.probe import Probed
-from expunge.audit.utility import Kept, Language
 from expunge.audit.verdict import decide
 from expunge.data.example import Example
 from expunge.measure import Measured
-from expunge.models.scores import ItemScore, summarise
+from expunge.models.scores import ItemScore
 from expunge.recipe import Recipe
 from expunge.report import record as schema
-from expunge.request import RETAIN_GROUPS, Request
+from expunge.request import Request
 from expunge.unlearning.methods import Method
 
 Kind = Literal["gold model", "log-odds 0 and chance accuracy"]
@@ -128,29 +126,10 @@ def assemble(parts: Parts) -> schema.Record:
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery], left: Recovery) -> Evidence:
-    before, after = parts.before.snapshot, parts.after.snapshot
-    kept = [Kept("retain", summarise(before.retain), summarise(after.retain))] if before.retain else []
-    kept += [
-        Kept(name, summarise(before.test[name]), summarise(after.test[name]))
-        for name in RETAIN_GROUPS
-        if before.test.get(name)
-    ]
-    reworded = [
-        Tried(name, residual(after.test[name], before.test[name]), Budget())
-        for name in ("paraphrase",)
-        if after.test.get(name)
-    ]
-    attacked = [
+    tried = [
         Tried(result.name, share, result.spent) for (result, _), share in zip(parts.attacks, recoveries, strict=True)
     ]
-    return Evidence(
-        before=summarise(before.forget),
-        after=summarise(after.forget),
-        residual=left,
-        attacks=tuple(attacked + (reworded if attacked else [])),
-        kept=tuple(kept),
-        language=Language.of(before.text, after.text) if before.text and after.text else None,
-    )
+    return gather(parts.before.snapshot, parts.after.snapshot, left, tried)
 
 
 def _score(items: Sequence[ItemScore], rouge_l: Sequence[float] = ()) -> schema.Score:
