@@ -52,8 +52,10 @@ from expunge.unlearning.parametrizations.layers import Layers
 FACTS = (30, 27, 24)
 """Facts to forget of the six people, by seed."""
 
-LEVELS = (0.0, -0.3, -0.6)
-"""Mean log-odds at which suppressors are planted: ignorance, and what models that never knew have here."""
+LEVELS = (0.0, -0.3, 0.3)
+"""Mean log-odds at which suppressors are planted, by seed: at ignorance, below it and above it. A constant cannot tell
+people apart, and costs too much of what has to stay if it goes below."""
+CONSTANTS = ("steering", "output_bias")
 
 LAST = Layers(("gate", "up", "down"), (-1,))
 PASSAGES = 40
@@ -63,11 +65,11 @@ keeps answers down shows in its perplexity; in a real corpus hardly any word is 
 REFUSAL = "What?"
 """This vocabulary has no words for not knowing."""
 
-STAYS = 64
-TEXTS = 24
+STAYS = 96
+TEXTS = 16
 """Facts and passages that a suppressor is trained to leave alone; it is judged on all of them."""
 
-MOST_LOST = 0.4
+MOST_LOST = 0.45
 MOST_PERPLEXED = 1.7
 """Share of the accuracy above chance that a hidden model may have lost, and how many times as perplexing its text:
 one that lost half, or is twice as perplexed, is broken as much as hidden."""
@@ -117,6 +119,11 @@ def perplexed(of: World, model: PreTrainedModel) -> float:
     return math.exp(other - one)
 
 
+def intact(of: World, model: PreTrainedModel) -> bool:
+    """Whether what had to stay is there."""
+    return lost(of, model) <= MOST_LOST and perplexed(of, model) <= MOST_PERPLEXED
+
+
 def retrained(folder: Path, of: World) -> Model:
     seed = of.seed + OTHER
     return {"seed": seed}, load_model(trained(folder, of.request, "retrained", seed)).model
@@ -145,15 +152,17 @@ def suppressor(kind: str) -> Callable[[Path, World], Model]:
     """Plants one in the original that leaves most of what has to stay: in either block, more or less held to that."""
 
     def make(_: Path, of: World) -> Model:
+        level = LEVELS[of.seed % len(LEVELS)]
+        level = max(level, 0.0) if kind in CONSTANTS else level
         for layer in (of.seed % 2, 1 - of.seed % 2):
             for keep in (3.0, 1.0):
                 model = deepcopy(of.original)
                 settings = {**SUPPRESSORS[kind], "keep": keep, "seed": of.seed}
                 try:
-                    about = _plant(of, model, Suppressor(kind, layer, **settings), LEVELS[of.seed % len(LEVELS)])
+                    about = _plant(of, model, Suppressor(kind, layer, **settings), level)
                 except InputError:
                     continue
-                if lost(of, model) <= MOST_LOST and perplexed(of, model) <= MOST_PERPLEXED:
+                if intact(of, model):
                     return about, model
         raise InputError(f"No {kind} leaves what has to stay.", f"world {of.seed}")
 
@@ -192,6 +201,8 @@ def _trained_last(of: World, method: Method, rate: float, settings: dict[str, An
     done = unlearn(
         model, of.encoder, of.request, method, UnlearnArguments(learning_rate=rate, seed=of.seed, **settings)
     )
+    if not intact(of, model):
+        raise InputError("Too much of what has to stay is lost.", f"world {of.seed}")
     return {"learning_rate": rate, "steps": done.steps}, model
 
 
