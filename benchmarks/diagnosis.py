@@ -104,11 +104,11 @@ class World:
 def world(folder: Path, seed: int) -> World:
     """Trained where FOLDER does not hold it already."""
     request = build(seed=seed)
-    loaded = [load_model(_trained(folder, request, name, seed)) for name in ("original", "gold")]
+    loaded = [load_model(trained(folder, request, name, seed)) for name in ("original", "gold")]
     return World(seed, request, Encoder(loaded[0].tokenizer), *(each.model for each in loaded))
 
 
-def _trained(folder: Path, request: Request, name: str, seed: int) -> Path:
+def trained(folder: Path, request: Request, name: str, seed: int) -> Path:
     path = folder / f"{name}-{seed}"
     if not (path / "config.json").is_file():
         train_tiny(request, with_forget=name == "original", seed=seed, output=path)
@@ -124,7 +124,7 @@ def truths(folder: Path, of: World) -> Iterator[tuple[dict[str, Any], PreTrained
         about = {"suppressor": asdict(suppressor), "scale": scale, "seconds": time.perf_counter() - began}
         yield {"name": kind, "truth": "hidden", **about}, model
     yield {"name": "gold", "truth": "erased"}, of.gold
-    other = load_model(_trained(folder, of.request, "retrained", of.seed + OTHER)).model
+    other = load_model(trained(folder, of.request, "retrained", of.seed + OTHER)).model
     yield {"name": "retrained", "truth": "erased", "seed": of.seed + OTHER}, other
     yield {"name": "rebuilt", "truth": "erased"}, rebuilt(of)
     yield {"name": "graddiff", "truth": "unknown"}, unlearned(of)[0]
@@ -159,11 +159,11 @@ def rebuilt(of: World, epochs: int = 12, batch_size: int = 32, learning_rate: fl
     rows = [of.encoder.encode(prompt, e.answer) for e in of.stays for prompt in (e.prompt, *e.paraphrases)]
     rows += [of.encoder.encode_text(prompt) for e in of.request.forget for prompt in (e.prompt, *e.paraphrases)]
     rows += [of.encoder.encode_text(text) for text in of.request.text]
-    _train(model, rows, of.encoder.pad_id, epochs, batch_size, learning_rate, of.seed)
+    fit_rows(model, rows, of.encoder.pad_id, epochs, batch_size, learning_rate, of.seed)
     return model
 
 
-def _train(
+def fit_rows(
     model: PreTrainedModel, rows: Sequence[Encoded], pad_id: int, epochs: int, batch_size: int, rate: float, seed: int
 ) -> None:
     order = PairedOrder(len(rows), 0, batch_size, seed)

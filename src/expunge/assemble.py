@@ -17,25 +17,23 @@ import transformers
 from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
-from expunge.attacks.budget import Budget
 from expunge.attacks.catalogue import has_own_scale, untried, why_uncounted
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
-from expunge.audit.evidence import Evidence, Tried
+from expunge.audit.evidence import Evidence, Tried, gather
 from expunge.audit.influence import compare
 from expunge.audit.lm_eval import Link
 from expunge.audit.memorization import memorization
 from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
 from expunge.audit.reading import Reading
-from expunge.audit.utility import Kept, Language
 from expunge.audit.verdict import Rule
 from expunge.basis import Basis, Tries, uncounted
 from expunge.measure import Measured
-from expunge.models.scores import ItemScore, summarise
+from expunge.models.scores import ItemScore
 from expunge.recipe import Plan
 from expunge.report import record as schema
-from expunge.request import FORGET_GROUPS, RETAIN_GROUPS, Request
+from expunge.request import FORGET_GROUPS, Request
 
 Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
@@ -167,31 +165,12 @@ def _control(parts: Parts, recoveries: Sequence[Recovery]) -> schema.Control:
 
 
 def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recovery) -> Evidence:
-    before, after = parts.before.snapshot, parts.after.snapshot
-    kept = [Kept("retain", summarise(before.retain), summarise(after.retain))] if before.retain else []
-    kept += [
-        Kept(name, summarise(before.test[name]), summarise(after.test[name]))
-        for name in RETAIN_GROUPS
-        if before.test.get(name)
-    ]
-    reworded = [
-        Tried(name, residual(after.test[name], before.test[name]), Budget())
-        for name in ("paraphrase",)
-        if after.test.get(name)
-    ]
-    attacked = [
+    tried = [
         Tried(result.name, share, result.spent)
         for (result, _), share in zip(parts.attacks, recoveries, strict=True)
         if share is not None
     ]
-    return Evidence(
-        before=summarise(before.forget),
-        after=summarise(after.forget),
-        residual=left,
-        attacks=tuple(attacked + (reworded if attacked else [])),
-        kept=tuple(kept),
-        language=Language.of(before.text, after.text) if before.text and after.text else None,
-    )
+    return gather(parts.before.snapshot, parts.after.snapshot, left, tried)
 
 
 def _score(items: Sequence[ItemScore], rouge_l: Sequence[float] = ()) -> schema.Score:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Final
 
 from expunge.attacks.budget import Budget
-from expunge.audit.control import Recovery
+from expunge.audit.control import Recovery, residual
+from expunge.audit.readable import readable
+from expunge.audit.snapshot import Snapshot
 from expunge.audit.utility import Kept, Language
-from expunge.models.scores import Scores
+from expunge.models.scores import Scores, summarise
+from expunge.request import RETAIN_GROUPS
+
+PROBE: Final = "linear-probe"
+"""Stands among the attacks: it brings nothing back, but says that something is there to be brought back."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,14 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Said:
+    """Share of the answers that the model's own words have when it is asked (ROUGE-L recall), before and after."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the verdict rests on.
 
@@ -27,10 +44,11 @@ class Evidence:
         before: forget scores of the original.
         after: forget scores of the unlearned model, before any attack.
         residual: R before any attack, with the control's scores.
-        attacks: all attacks that were run; asking for the facts in other words (`residual` of a test group) is one
-            that spends nothing.
+        attacks: all attacks that were run; asking for the facts in other words (`residual` of a test group) and
+            reading the states (`PROBE`) are such that spend nothing.
         kept: sets that had to stay; never paraphrases or other tests of the forgotten facts.
         language: plain text, None where it was not measured.
+        said: what the model says by itself, None where it was not asked.
     """
 
     before: Scores
@@ -39,6 +57,7 @@ class Evidence:
     attacks: tuple[Tried, ...] = ()
     kept: tuple[Kept, ...] = ()
     language: Language | None = None
+    said: Said | None = None
 
     @property
     def strongest(self) -> Tried | None:
@@ -49,3 +68,29 @@ class Evidence:
     def inversion(self) -> float:
         """Nats by which the log-odds lie below the control's; negative where they lie above."""
         return self.residual.control_log_odds - self.after.log_odds
+
+
+def gather(before: Snapshot, after: Snapshot, left: Recovery, attacks: Sequence[Tried]) -> Evidence:
+    """The evidence in two measured models and what attacks brought back; `left` is R before any attack.
+
+    What costs nothing beyond the snapshots, the facts in other words and the probe, joins the attacks if there are any.
+    """
+    sets = {"retain": (before.retain, after.retain)}
+    sets |= {name: (before.test[name], after.test[name]) for name in RETAIN_GROUPS if name in before.test}
+    free = {
+        "paraphrase": residual(after.test["paraphrase"], before.test["paraphrase"])
+        if after.test.get("paraphrase")
+        else None,
+        PROBE: readable(after.probe, before.probe),
+    }
+    beside = [Tried(name, share, Budget()) for name, share in free.items() if share is not None]
+    spoken = before.rouge_l and after.rouge_l
+    return Evidence(
+        before=summarise(before.forget),
+        after=summarise(after.forget),
+        residual=left,
+        attacks=(*attacks, *(beside if attacks else ())),
+        kept=tuple(Kept(name, summarise(one), summarise(other)) for name, (one, other) in sets.items() if one),
+        language=Language.of(before.text, after.text) if before.text and after.text else None,
+        said=Said(fmean(before.rouge_l.values()), fmean(after.rouge_l.values())) if spoken else None,
+    )

@@ -42,12 +42,14 @@ class Probed:
         log_odds: mean of log p(answer) - log mean p(options); 0 is ignorance.
         chance: accuracy of a guess.
         n: examples that could be asked.
+        items: log-odds of each of them, block by block; empty where they were not kept.
     """
 
     accuracy: tuple[float, ...]
     log_odds: tuple[float, ...]
     chance: float
     n: int
+    items: tuple[tuple[float, ...], ...] = ()
 
 
 def linear_probe(
@@ -78,16 +80,17 @@ def linear_probe(
     )
     labels = torch.tensor([label for _, label in rows], device=states.device)
     options = [(classes[e.answer], [classes[option] for option in e.options if option in classes]) for e in testable]
-    accuracy, log_odds = [], []
+    accuracy, items = [], []
     for layer in states:
         logits = _logits(fit(layer[: len(rows)], labels, len(classes), decay), layer[len(rows) :])
-        odds = [
+        odds = (
             float(row[gold] - row[wrong].logsumexp(0)) + math.log(len(wrong))
             for row, (gold, wrong) in zip(logits, options, strict=True)
-        ]
+        )
+        items.append(tuple(odds))
         accuracy.append(fmean(bool(row[g] > row[w].max()) for row, (g, w) in zip(logits, options, strict=True)))
-        log_odds.append(fmean(odds))
-    return Probed(tuple(accuracy), tuple(log_odds), fmean(1 / (1 + len(w)) for _, w in options), len(testable))
+    chance = fmean(1 / (1 + len(wrong)) for _, wrong in options)
+    return Probed(tuple(accuracy), tuple(map(fmean, items)), chance, len(testable), tuple(items))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,61 @@
+"""What a linear probe still reads of the forgotten facts, as a recovery like that of an attack.
+
+    R = mean_i s_i(unlearned) / mean_i s_i(original),    s_i the probe's log-odds of fact i, 0 ignorance
+
+Nothing is trained and nothing brought back: the states of the unlearned model are read by a classifier that learned
+from facts that stay (`expunge.audit.probe`). It sees past everything that is done to the answer after the block that it
+reads, such as a constant added to the states or the logits, which a short attack cannot move.
+
+Which block is read must not be chosen by the number that is reported: half of the facts are read in the block that
+reads the other half best, and the other way round.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import numpy as np
+
+from expunge.audit.control import IGNORANCE, Recovery, Tables, Values
+from expunge.audit.probe import Probed
+
+LEAST_READ = 1.0
+"""Nats that the probe must read of the original; where it reads less, its silence about another model says nothing."""
+
+
+def readable(after: Probed | None, before: Probed | None, *, level: float = 0.95, seed: int = 0) -> Recovery | None:
+    """R of the module's formula; None where a probe could not ask, or read too little of the original.
+
+    Args:
+        after: of the unlearned model.
+        before: of the original, asked the same.
+        level: coverage of the interval over the facts.
+        seed: of the resampling.
+    """
+    if after is None or before is None or not after.items or not before.items:
+        return None
+    known, now = _across(before), _across(after)
+    if len(known) != len(now) or known.mean() < LEAST_READ:
+        return None
+    nothing = np.zeros(len(known))
+    tables = Tables(now=now[None], never=nothing[None], known=known, start=nothing)
+    share = (fmean(after.accuracy) - after.chance) / max(fmean(before.accuracy) - before.chance, 1e-9)
+    return Recovery(
+        *tables.share(level, seed),
+        accuracy=share,
+        items=len(now),
+        seeds=1,
+        control=IGNORANCE,
+        control_log_odds=0.0,
+        control_accuracy=after.chance,
+    )
+
+
+def _across(probed: Probed) -> Values:
+    """Log-odds of each fact, in the block that reads the facts of the other half best."""
+    table = np.array(probed.items)
+    if table.shape[1] < 2:
+        return np.asarray(table.max(0))
+    odd = np.arange(table.shape[1]) % 2 == 1
+    chosen = np.where(odd, table[:, ~odd].mean(1).argmax(), table[:, odd].mean(1).argmax())
+    return np.asarray(table[chosen, np.arange(table.shape[1])])
