@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from expunge.bench.rows import Row, attacked
 from expunge.report.canvas import painted, save
-from expunge.report.charts import spread
+from expunge.report.grammar import spread
 from expunge.report.record import Attack, Record
 from expunge.report.theme import HEAT_LIGHT, LIGHT
 

@@ -60,6 +60,7 @@ class Recovery:
         control_accuracy: of the control at the attack's best accuracy.
         curve: R at each point of the attack's curve.
         note: what a reader has to know of the twins, in words.
+        twinned: whether the twins were a control too.
     """
 
     value: float
@@ -73,6 +74,7 @@ class Recovery:
     control_accuracy: float
     curve: tuple[float, ...] = ()
     note: str = ""
+    twinned: bool = False
 
     @property
     def known(self) -> bool:
@@ -196,6 +198,7 @@ def _larger(plain: Recovery, ahead: Recovery) -> Recovery:
         low=max(plain.low, ahead.low),
         high=max(plain.high, ahead.high),
         accuracy=plain.accuracy,
+        twinned=True,
         curve=tuple(map(max, plain.curve, ahead.curve)),
     )
 

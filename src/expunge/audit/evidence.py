@@ -65,6 +65,11 @@ class Evidence:
         return max(self.attacks, key=lambda tried: tried.recovery.value, default=None)
 
     @property
+    def sighted(self) -> bool:
+        """Whether something looked behind the answers: the probe, or made-up subjects with the same answers."""
+        return any(tried.name == PROBE or tried.recovery.twinned for tried in self.attacks)
+
+    @property
     def inversion(self) -> float:
         """Nats by which the log-odds lie below the control's; negative where they lie above."""
         return self.residual.control_log_odds - self.after.log_odds
