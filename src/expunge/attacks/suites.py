@@ -25,8 +25,8 @@ _ADAPTERS: dict[str, Any] = {"lora_rank": 16, "learning_rates": [2e-4, 1e-3]}
 
 SUITES: dict[str, Suite] = {
     "quick": {
-        "relearn-harmful": {"learning_rates": [2e-5, 5e-5], "eval_every": 4},
-        "relearn-related": {"learning_rates": [2e-5, 5e-5], "eval_every": 4},
+        "relearn-harmful": {"learning_rates": [2e-5, 5e-5]},
+        "relearn-related": {"learning_rates": [5e-5]},
         "quantise": {"bits": [4], "groups": [32], "nf4": []},
         "prune": {"criteria": ["magnitude"], "sparsities": [0.4]},
         "prompts": {"kinds": ["paraphrase", "few-shot", "prefill"], "shots": [2]},
