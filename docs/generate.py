@@ -75,7 +75,13 @@ def _arguments(part: type) -> str:
 def readme() -> str:
     """README.md with the parts between generated marks filled from stored results."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, content in {"claims": _claims(), "erase-or-hide": _erase_or_hide(), "continual": _continual()}.items():
+    parts = {
+        "claims": _claims(),
+        "erase-or-hide": _erase_or_hide(),
+        "continual": _continual(),
+        "verdict": _verdict(),
+    }
+    for name, content in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda found, new=content: found[1] + new + found[2], text, flags=re.DOTALL)
     return text
@@ -131,6 +137,19 @@ def _continual() -> str:
         told = [f"{sum(odds) / len(odds):+.2f}", f"{last[0]['held_out_accuracy']:.2f}", f"{last[0]['perplexity']:.0f}"]
         shares = [f"{back[0]:.2f}", f"{sum(back[1:]) / len(back[1:]):.2f}"] if back else ["", ""]
         lines.append(f"| {method} | {len(last[0]['seeds'])} | {' | '.join([*told, *shares])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _verdict() -> str:
+    """How often the verdict was right on models of known truth, from docs/results/verdict.json."""
+    told = json.loads((ROOT / "docs" / "results" / "verdict.json").read_text(encoding="utf-8"))
+    lines = ["| models of known truth | right | 95 % interval | HIDDEN called ERASED |", "|---|---|---|---|"]
+    for part, title in (("tuning", "those that fixed the thresholds"), ("held_out", "held out")):
+        own = told[part]
+        share = (
+            f"{own['right']} of {own['models']} | {own['low']:.1%} to {own['high']:.1%} | {own['hidden_called_erased']}"
+        )
+        lines.append(f"| {title} | {share} |")
     return "\n".join(lines) + "\n"
 
 
