@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
-from expunge.attacks.base import AttackResult
+from expunge.attacks.base import Attack, AttackResult
 from expunge.attacks.catalogue import make_attack, settings_of
+from expunge.attacks.cells import Cells, open_cells
 from expunge.attacks.suites import Chosen, expand
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
@@ -21,6 +25,7 @@ from expunge.errors import InputError, nearest
 from expunge.folder import read_json, write_json
 from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
+from expunge.models.checkpoint import folder_hashes
 from expunge.models.load import load_model
 from expunge.progress import Progress
 from expunge.recipe import Plan
@@ -80,38 +85,85 @@ def attack_model(
     """
     loaded = load_model(model, dtype=plan.dtype, device=plan.device)
     encoder = encoder_of(loaded, plan)
+    asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
+    on = [dict(loaded.hashes), encoder.describe(), asked, probed, _weights(original)]
+    finished = Finished(open_cells(folder / "cells"), on)
     probe, before = _probe(loaded.model, encoder, request, wanted=probed)
     results: dict[str, AttackResult] = {}
     refusal: InputError | None = None
     for name, each in chosen.items():
         if like is not None and name not in like:
             continue
+        attack, split = make_attack(name, each.settings), like[name] if like else None
+        result = finished.read(attack, split)
         try:
-            result, seen = make_attack(name, each.settings).run(
-                loaded.model,
-                encoder,
-                request,
-                progress=progress,
-                probe=probe,
-                cells=folder / "cells",
-                like=like[name] if like else None,
-                original=original,
-                twins=twins,
-            )
+            if result is None:
+                result, seen = attack.run(
+                    loaded.model,
+                    encoder,
+                    request,
+                    progress=progress,
+                    probe=probe,
+                    cells=finished.cells,
+                    like=split,
+                    original=original,
+                    twins=twins,
+                )
+                if seen is not None and before is not None:
+                    result = replace(result, rho=rho(before, seen))
+                finished.write(attack, split, result)
         except InputError as error:
             if not each.optional or like is not None:
                 raise
             log.warning("%s is left out: %s", name, error.what)
             refusal = error
             continue
-        if seen is not None and before is not None:
-            result = replace(result, rho=rho(before, seen))
         result = replace(result, name=name)
         write_json(folder / f"{name}.json", result.to_json())
         results[name] = result
     if refusal is not None and not results:
         raise refusal
     return results
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Attacks that were made before, each by all that its result depends on: these are not made again.
+
+    Args:
+        cells: where they are kept, beside the cells of attacks that are under way.
+        on: model, tokenizer, questions, whether rho was measured, and the original.
+    """
+
+    cells: Cells
+    on: Sequence[object]
+
+    def read(self, attack: Attack, like: AttackResult | None) -> AttackResult | None:
+        """The result; None where there is none, or it is damaged."""
+        stored = self.cells.get(self._key(attack, like))
+        try:
+            return None if stored is None else AttackResult.from_json(stored)
+        except ValueError:
+            log.warning("A stored result of %s is damaged, so it is attacked again.", attack.name)
+            return None
+
+    def write(self, attack: Attack, like: AttackResult | None, result: AttackResult) -> None:
+        """Keep the result."""
+        self.cells[self._key(attack, like)] = result.to_json()
+
+    def _key(self, attack: Attack, like: AttackResult | None) -> str:
+        split = None if like is None else [like.trained_ids, like.held_out_ids]
+        settings = TypeAdapter(type(attack)).dump_python(attack, mode="json")
+        named = [Path(value) for value in settings.values() if isinstance(value, str)]
+        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
+        parts = [attack.name, settings, files, split, self.on]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return f"{attack.name}-{digest[:16]}"
+
+
+def _weights(model: str | None) -> object:
+    """What is in the folder `model`; the id of one on the Hub."""
+    return folder_hashes(Path(model)) if model and Path(model).is_dir() else model
 
 
 def stored_attack(path: Path) -> AttackResult:

@@ -20,7 +20,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from expunge import cli, comparison, pipeline
 from expunge.attacking import choose
 from expunge.attacks.quantise import Quantise
+from expunge.attacks.relearn import Relearn
 from expunge.attacks.suites import SUITES
+from expunge.attacks.trials import Trials
 from expunge.data.collate import Encoder, collate
 from expunge.data.example import Example
 from expunge.errors import InputError
@@ -152,6 +154,27 @@ def test_a_model_that_still_answers_is_stopped_at_the_gate(expunge: Expunge, at:
     record = record_of(at / "run")
     assert record["verdict"] == "NOT FORGOTTEN"
     assert any("not at hand" in reason for reason in record["verdict_details"]["reasons"]) == (len(original) == 1)
+
+
+def test_finished_attacks_are_not_made_again(
+    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fresh", "--base", "taught", "--retain", "retain.jsonl", "-o", "run"]
+    assert audit(expunge, *words, *SMALL) == 0
+    first = record_of(at / "run")["attacks"]
+    made: list[str] = []
+
+    def spied(launch: Callable[..., object]) -> Callable[..., object]:
+        return lambda self, target: made.append(self.name) or launch(self, target)
+
+    for kind in (Trials, Relearn):
+        monkeypatch.setattr(kind, "launch", spied(kind.launch))
+    assert audit(expunge, *words, *SMALL) == 0
+    assert made == ["relearn-related"], "what was refused is asked for again"
+    assert record_of(at / "run")["attacks"] == first
+    assert expunge("attack", "run", "--attacks", "quantise", "--set", "bits=[8]", "--set", "groups=[16]") == 0
+    assert made == ["relearn-related", "quantise"]
+    capsys.readouterr()
 
 
 @pytest.mark.usefixtures("unrendered")
