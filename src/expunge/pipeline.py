@@ -19,6 +19,7 @@ from expunge.assemble import Parts, assemble
 from expunge.attacking import attack_model, choose, stored_attack
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
+from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
 from expunge.data.twins import scored_twins
@@ -285,6 +286,11 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     if folder.report.is_file() and folder.report.read_text(encoding="utf-8") != render([record]):
         raise InputError("The page is not the record's.", str(folder.report), "Render it again: `expunge report RUN`.")
     lines.append("report: renders from the record, byte for byte")
+    if link := record.metrics and record.metrics.lm_eval:
+        kept = linked(folder.path)
+        if kept is None or kept.sha256 != link.sha256:
+            raise InputError("The answers of lm-eval are not the record's.", link.file, "Audit the run again.")
+        lines.append(f"lm-eval: {len(link.tasks)} task files as in the record")
     loaded = load_model(subject.model, dtype=subject.plan.dtype, device=subject.plan.device)
     known = {item.id: item.after.log_odds for item in record.items if item.split == "forget"}
     examples = random.Random(0).sample(request.forget, min(sample, len(request.forget)))

@@ -377,3 +377,20 @@ def test_lm_eval_is_asked_and_the_usual_suite_is_tried(
     assert [path.name for path in (at / "run" / "attacks").glob("*.json")] == ["quantise.json"]
     assert expunge("audit", "run", *tasks[:2]) == 0
     assert asked == [("fresh", ["a.yaml", "b.yaml"], "run"), ("fresh", ["a.yaml"], "run")]
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_answers_of_lm_eval_are_verified(
+    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SUITES, "standard", {"quantise": {"bits": [8], "groups": [32]}})
+    assert audit(expunge, "fresh", "--base", "taught", "-o", "run") == 0
+    answers = at / "run" / "lm_eval.json"
+    answers.write_text('{"task_files": {"a": "1"}}', encoding="utf-8")
+    assert expunge("audit", "run") == 0
+    (at / "run" / "report.html").unlink(missing_ok=True)
+    assert expunge("verify", "run") == 0
+    assert "1 task files as in the record" in capsys.readouterr().out
+    answers.write_text('{"task_files": {"a": "2"}}', encoding="utf-8")
+    assert expunge("verify", "run") == 1
+    assert "not the record's" in capsys.readouterr().err
