@@ -394,3 +394,21 @@ def test_answers_of_lm_eval_are_verified(
     answers.write_text('{"task_files": {"a": "2"}}', encoding="utf-8")
     assert expunge("verify", "run") == 1
     assert "not the record's" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_two_audits_of_one_seed_give_the_same_record_but_for_times(expunge: Expunge, at: Path) -> None:
+    """Every attack of the longest suite that needs nothing beside the files."""
+    short = ["--set", "learning_rates=[1e-3]", "--set", "max_steps=2", "--set", "seeds=[0, 1]", "--set", "samples=2"]
+    cheap = ["--set", "iterations=2", "--set", "eval_every=2", "--set", "pgd.steps=2"]
+    told = []
+    for name in ("one", "two"):
+        words = ["fresh", "--base", "taught", "--retain", "retain.jsonl", "--attacks", "thorough", "-o", name]
+        assert audit(expunge, *words, *short, *cheap) == 0
+        record = json.loads((at / name / "record.json").read_text(encoding="utf-8"))
+        del record["created"], record["cost"]
+        for attack in record["attacks"]:
+            del attack["seconds"]
+        told.append(json.dumps(record))
+    assert told[0] == told[1]
+    assert len(record["attacks"]) >= 12
