@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -71,7 +71,7 @@ class Page:
         for part, together in parts.items():
             if not together:
                 continue
-            own = rows(together)
+            own = [replace(row, benchmark=part) for row in rows(together)]
             found += own
             lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
             if part in self.drawn:
