@@ -123,7 +123,7 @@ def test_it_comes_back_bit_equal_from_an_attack_that_breaks_off(
 
     def breaking(*arguments: Any) -> tuple[ItemScore, ...]:
         nonlocal calls
-        calls += 1
+        calls += bool(examples)
         if calls == 3:
             raise KeyboardInterrupt
         return score_items(*arguments)
@@ -152,7 +152,7 @@ def test_a_trial_that_leaves_nothing_to_score_is_left_out_and_said(
 
     def poisoned(model: LlamaForCausalLM, encoder: Encoder, examples: Sequence[Example]) -> tuple[ItemScore, ...]:
         nonlocal calls
-        calls += 1
+        calls += bool(examples)
         if calls == 2:
             with torch.no_grad():
                 model.model.norm.weight.fill_(torch.nan)

@@ -21,7 +21,7 @@ NAMES = ("relearn-harmful", "relearn-related")
 
 def recovered(value: float, half: float = 0.1, control: float = 1 / 3) -> Recovery:
     kind = IGNORANCE if control == 1 / 3 else GOLD_MODEL
-    return Recovery(value, value - half, value + half, value, 30, 3, kind, 0.0, control)
+    return Recovery(value, value - half, value + half, value, 30, 3, kind, 0.0, control, twinned=True)
 
 
 def attacked(name: str, accuracy: float, n: int = 30) -> AttackResult:
