@@ -123,7 +123,7 @@ def test_it_comes_back_bit_equal_from_an_attack_that_breaks_off(
 
     def breaking(*arguments: Any) -> tuple[ItemScore, ...]:
         nonlocal calls
-        calls += bool(examples)
+        calls += 1
         if calls == 3:
             raise KeyboardInterrupt
         return score_items(*arguments)
