@@ -7,9 +7,7 @@ import logging
 import runpy
 import shlex
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,102 +15,18 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge import cli, comparison, pipeline
+from audits import SMALL, Expunge, audit, record_of, save
+from expunge import comparison
 from expunge.attacking import choose
 from expunge.attacks.quantise import Quantise
-from expunge.attacks.relearn import Relearn
 from expunge.attacks.suites import SUITES
-from expunge.attacks.trials import Trials
-from expunge.data.collate import Encoder, collate
-from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.storage import folder_hashes
 from expunge.recipe import Comparison
-from expunge.report import html
 from expunge.settings import parse_yaml
-from tiny import make_tiny_examples, make_tiny_model, make_tiny_tokenizer
+from tiny import make_tiny_model, make_tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-Expunge = Callable[..., int]
-SMALL = ["--attacks", "quick", "--set", "learning_rates=[1e-3]", "--set", "max_steps=2", "--set", "groups=[32]"]
-
-
-@pytest.fixture
-def expunge(monkeypatch: pytest.MonkeyPatch) -> Expunge:
-    """Run the command line in this process and return its exit code."""
-
-    def run(*words: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return int(leaving.value.code or 0)
-
-    return run
-
-
-def facts() -> tuple[Example, ...]:
-    """Sixteen, which is what a verdict needs: the eight people in two wordings."""
-    people = make_tiny_examples()
-    return (*people, *(replace(e, prompt=f"question : {e.subject} lives in the town", id="") for e in people))
-
-
-def write(path: Path, examples: Sequence[Example]) -> Path:
-    path.write_text("".join(json.dumps(example.to_json()) + "\n" for example in examples))
-    return path
-
-
-def save(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
-    model.save_pretrained(path)
-    (tokenizer or make_tiny_tokenizer()).save_pretrained(path)
-    return path
-
-
-def teach(model: LlamaForCausalLM, examples: Sequence[Example]) -> LlamaForCausalLM:
-    encoder = Encoder(make_tiny_tokenizer())
-    batch = collate([encoder.encode(e.prompt, e.answer) for e in examples], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(40):
-        (-answer_log_probs(model, batch).token.mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`taught` knows the facts; `fresh` and `other` never saw them; `files` are beside them."""
-    at = tmp_path_factory.mktemp("checkpoints")
-    save(at / "taught", teach(make_tiny_model(), facts()))
-    save(at / "fresh", make_tiny_model())
-    save(at / "other", make_tiny_model(seed=1))
-    write(at / "forget.jsonl", facts())
-    write(at / "retain.jsonl", [Example(f"w{i}", f"w{i + 1}", (f"w{i + 2}", f"w{i + 3}")) for i in range(4)])
-    write(at / "attack.jsonl", [Example(f"where does w{i} live ?", "oslo", ("lima", "rome")) for i in range(10, 14)])
-    return at
-
-
-@pytest.fixture
-def at(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with links to the checkpoints and files, from which commands are run."""
-    for path in checkpoints.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-
-
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No page is drawn: that takes longer than all else."""
-    monkeypatch.setattr(html, "render", lambda records: f"the page of {len(records)}")
-
-
-def audit(expunge: Expunge, model: str, *words: str | Path) -> int:
-    return expunge("audit", model, "--forget", "forget.jsonl", *words)
-
-
-def record_of(run: Path) -> dict[str, object]:
-    return dict(json.loads((run / "record.json").read_text()))
 
 
 def test_the_whole_way(
@@ -154,27 +68,6 @@ def test_a_model_that_still_answers_is_stopped_at_the_gate(expunge: Expunge, at:
     record = record_of(at / "run")
     assert record["verdict"] == "NOT FORGOTTEN"
     assert any("not at hand" in reason for reason in record["verdict_details"]["reasons"]) == (len(original) == 1)
-
-
-def test_finished_attacks_are_not_made_again(
-    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["fresh", "--base", "taught", "--retain", "retain.jsonl", "-o", "run"]
-    assert audit(expunge, *words, *SMALL) == 0
-    first = record_of(at / "run")["attacks"]
-    made: list[str] = []
-
-    def spied(launch: Callable[..., object]) -> Callable[..., object]:
-        return lambda self, target: made.append(self.name) or launch(self, target)
-
-    for kind in (Trials, Relearn):
-        monkeypatch.setattr(kind, "launch", spied(kind.launch))
-    assert audit(expunge, *words, *SMALL) == 0
-    assert made == ["relearn-related"], "what was refused is asked for again"
-    assert record_of(at / "run")["attacks"] == first
-    assert expunge("attack", "run", "--attacks", "quantise", "--set", "bits=[8]", "--set", "groups=[16]") == 0
-    assert made == ["relearn-related", "quantise"]
-    capsys.readouterr()
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -355,60 +248,3 @@ def test_the_pytest_example_lets_a_forgetful_model_pass_and_stops_another(
     monkeypatch.setenv("MODEL", "taught")
     with pytest.raises(AssertionError, match="NOT FORGOTTEN"):
         example(tmp_path / "taught-run")
-
-
-@pytest.mark.usefixtures("unrendered")
-def test_lm_eval_is_asked_and_the_usual_suite_is_tried(
-    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of a model and of a run alike, with the files that are named; without names the suite `standard` is tried."""
-    asked = []
-    monkeypatch.setitem(SUITES, "standard", {"quantise": {"bits": [8], "groups": [32]}})
-
-    def ask(path: str, plan: object, tasks: Sequence[str], folder: Path) -> None:
-        asked.append((path, list(tasks), folder.name))
-
-    assert audit(expunge, "fresh", "--base", "taught", "-o", "run", "--lm-eval", "absent.yaml") == 1
-    assert not (at / "run").exists()  # told before any work
-    monkeypatch.setattr(pipeline, "ask_lm_eval", ask)
-    monkeypatch.setattr(comparison, "require", list)
-    tasks = ["--lm-eval", "a.yaml", "--lm-eval", "b.yaml"]
-    assert audit(expunge, "fresh", "--base", "taught", "-o", "run", *tasks) == 0
-    assert [path.name for path in (at / "run" / "attacks").glob("*.json")] == ["quantise.json"]
-    assert expunge("audit", "run", *tasks[:2]) == 0
-    assert asked == [("fresh", ["a.yaml", "b.yaml"], "run"), ("fresh", ["a.yaml"], "run")]
-
-
-@pytest.mark.usefixtures("unrendered")
-def test_answers_of_lm_eval_are_verified(
-    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(SUITES, "standard", {"quantise": {"bits": [8], "groups": [32]}})
-    assert audit(expunge, "fresh", "--base", "taught", "-o", "run") == 0
-    answers = at / "run" / "lm_eval.json"
-    answers.write_text('{"task_files": {"a": "1"}}', encoding="utf-8")
-    assert expunge("audit", "run") == 0
-    (at / "run" / "report.html").unlink(missing_ok=True)
-    assert expunge("verify", "run") == 0
-    assert "1 task files as in the record" in capsys.readouterr().out
-    answers.write_text('{"task_files": {"a": "2"}}', encoding="utf-8")
-    assert expunge("verify", "run") == 1
-    assert "not the record's" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("unrendered")
-def test_two_audits_of_one_seed_give_the_same_record_but_for_times(expunge: Expunge, at: Path) -> None:
-    """Every attack of the longest suite that needs nothing beside the files."""
-    short = ["--set", "learning_rates=[1e-3]", "--set", "max_steps=2", "--set", "seeds=[0, 1]", "--set", "samples=2"]
-    cheap = ["--set", "iterations=2", "--set", "eval_every=2", "--set", "pgd.steps=2"]
-    told = []
-    for name in ("one", "two"):
-        words = ["fresh", "--base", "taught", "--retain", "retain.jsonl", "--attacks", "thorough", "-o", name]
-        assert audit(expunge, *words, *short, *cheap) == 0
-        record = json.loads((at / name / "record.json").read_text(encoding="utf-8"))
-        del record["created"], record["cost"]
-        for attack in record["attacks"]:
-            del attack["seconds"]
-        told.append(json.dumps(record))
-    assert told[0] == told[1]
-    assert len(record["attacks"]) >= 12
