@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.models.answers import answer_log_probs
+from lessons import fit, told
 from tiny import make_tiny_examples, make_tiny_tokenizer
 
 Expunge = Callable[..., int]
@@ -37,13 +36,7 @@ def save(path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 
 def teach(model: LlamaForCausalLM, examples: Sequence[Example]) -> LlamaForCausalLM:
-    encoder = Encoder(make_tiny_tokenizer())
-    batch = collate([encoder.encode(e.prompt, e.answer) for e in examples], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(40):
-        (-answer_log_probs(model, batch).token.mean()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    fit(model, Encoder(make_tiny_tokenizer()), told(examples), 40, decay=0.01)
     return model.eval()
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-import torch
 from transformers import LlamaForCausalLM
 
-from expunge.data.collate import Encoder, collate
+import lessons
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.models.answers import answer_log_probs
 from tiny import TOWNS, make_tiny_tokenizer
 
 ENCODER = Encoder(make_tiny_tokenizer())
@@ -35,13 +33,5 @@ STAYS = tuple(fact(i, TOWNS[4:], TOWNS[:4]) for i in range(16, 32))
 
 
 def teach(model: LlamaForCausalLM, examples: Sequence[Example]) -> LlamaForCausalLM:
-    batch = collate([ENCODER.encode(e.prompt, e.answer) for e in examples], ENCODER.pad_id)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(200):
-        loss = -answer_log_probs(model, batch).token.mean()
-        if loss < 0.02:
-            return model
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    pytest.fail("the tiny model did not learn")
+    lessons.teach(model, ENCODER, lessons.told(examples), 0.02, steps=200)
+    return model

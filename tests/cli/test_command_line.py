@@ -8,34 +8,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge import cli
+from audits import Expunge, write
 from expunge.data.example import Example
-
-Expunge = Callable[..., int]
-
-
-@pytest.fixture
-def expunge(monkeypatch: pytest.MonkeyPatch) -> Expunge:
-    """Run the command line in this process and return its exit code."""
-
-    def run(*words: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["expunge", *map(str, words)])
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return int(leaving.value.code or 0)
-
-    return run
-
-
-def write(path: Path, examples: Sequence[Example]) -> Path:
-    path.write_text("".join(json.dumps(example.to_json()) + "\n" for example in examples))
-    return path
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
+from audits import write
 from expunge import pipeline
-from expunge.data.example import Example
 from expunge.recipe import Recipe
 from expunge.report.record import Record
 from tiny import make_tiny_model
@@ -22,11 +20,6 @@ ATTACKS = {
 }
 
 
-def write(path: Path, examples: Sequence[Example]) -> str:
-    path.write_text("".join(json.dumps(example.to_json()) + "\n" for example in examples))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     folder = tmp_path_factory.mktemp("made_up")
@@ -35,7 +28,10 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     ENCODER.tokenizer.save_pretrained(folder / "model")
     recipe = {
         "model": str(folder / "model"),
-        "data": {"forget": write(folder / "forget.jsonl", FACTS), "retain": write(folder / "retain.jsonl", STAYS)},
+        "data": {
+            "forget": str(write(folder / "forget.jsonl", FACTS)),
+            "retain": str(write(folder / "retain.jsonl", STAYS)),
+        },
         "method": "graddiff",
         "unlearn": {"max_steps": 2},
         "attacks": ATTACKS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from statistics import fmean
 
 import pytest
@@ -13,32 +12,21 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from expunge.attacks import make_attack
 from expunge.attacks.base import Attack, AttackResult
 from expunge.attacks.cells import FolderCells
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import score_items, summarise
 from expunge.progress import Silent
 from expunge.request import Request
+from lessons import fit, told
 
 HARMFUL = {"pool": "all", "fraction": 0.4, "batch_size": 2, "eval_every": 1}
 
 
-def fit(model: LlamaForCausalLM, encoder: Encoder, examples: Sequence[Example], steps: int, rate: float) -> None:
-    """Descent on the answers, or ascent where `rate` is negative."""
-    batch = collate([encoder.encode(e.prompt, e.answer) for e in examples], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=abs(rate), weight_decay=0.0)
-    for _ in range(steps):
-        loss = -answer_log_probs(model, batch).token.mean()
-        (loss if rate > 0 else -loss).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def hide(model: LlamaForCausalLM, encoder: Encoder, request_: Request) -> None:
     """Teach the facts, then push them down by plain ascent until half are answered wrongly."""
-    fit(model, encoder, request_.forget, 60, 1e-2)
+    fit(model, encoder, told(request_.forget), 60, 1e-2)
     while summarise(score_items(model, encoder, request_.forget)).accuracy > 0.5:
-        fit(model, encoder, request_.forget, 1, -2e-3)
+        fit(model, encoder, told(request_.forget), 1, -2e-3)
 
 
 def randomise(model: LlamaForCausalLM, seed: int) -> None:
@@ -101,7 +89,7 @@ def test_the_score_never_falls_below_the_start(
     tiny_model: LlamaForCausalLM, encoder: Encoder, request_: Request
 ) -> None:
     """A fine-tuning that only does harm leaves the start as the best point."""
-    fit(tiny_model, encoder, request_.forget, 60, 1e-2)
+    fit(tiny_model, encoder, told(request_.forget), 60, 1e-2)
     attack = make_attack("relearn-benign", {"learning_rates": [0.5], "max_steps": 3, "eval_every": 1})
     result = attacked(attack, tiny_model, encoder, request_)
     assert result.curve[-1].log_odds < result.start.log_odds == result.best.log_odds

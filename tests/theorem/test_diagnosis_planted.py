@@ -11,12 +11,12 @@ from transformers import LlamaForCausalLM
 
 from expunge.audit.patching import knowledge_recovery, unlearning_depth
 from expunge.audit.planted import KINDS, Planted, Suppressor, plant
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.load import load_model
 from expunge.models.scores import score_items, summarise
+from lessons import teach, told
 from tiny import make_tiny_examples, make_tiny_model, make_tiny_tokenizer
 
 ENCODER = Encoder(make_tiny_tokenizer())
@@ -35,16 +35,8 @@ def log_odds(model: LlamaForCausalLM, facts: tuple[Example, ...] = FACTS) -> flo
 
 def trained(examples: tuple[Example, ...]) -> LlamaForCausalLM:
     model = make_tiny_model()
-    batch = collate([ENCODER.encode(e.prompt, e.answer) for e in examples], ENCODER.pad_id)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(300):
-        loss = -answer_log_probs(model, batch).token.mean()
-        if loss < 0.05:
-            return model
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    pytest.fail("the tiny model did not learn")
+    teach(model, ENCODER, told(examples), 0.05)
+    return model
 
 
 @pytest.fixture(scope="module")

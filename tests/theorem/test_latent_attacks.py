@@ -24,16 +24,16 @@ from expunge.attacks.pgd import PGD, _slope, ascended
 from expunge.attacks.search import Goal
 from expunge.attacks.weights import Weights
 from expunge.audit.planted import Suppressor, plant
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import describe
 from expunge.models.hooks import RESIDUAL, recording
 from expunge.models.scores import score_items, summarise
 from expunge.progress import Silent
 from expunge.request import Request
 from families import family_model
+from lessons import teach, told
 from tiny import TOWNS, make_tiny_model, make_tiny_tokenizer
 
 LATENT = ("ablate-direction", "steer-back", "pgd", "suffix")
@@ -61,16 +61,8 @@ def log_odds(model: LlamaForCausalLM, facts: Sequence[Example] = FACTS) -> float
 
 def trained(examples: Sequence[Example]) -> LlamaForCausalLM:
     model = make_tiny_model()
-    batch = collate([ENCODER.encode(e.prompt, e.answer) for e in examples], ENCODER.pad_id)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(300):
-        loss = -answer_log_probs(model, batch).token.mean()
-        if loss < 0.05:
-            return model
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    pytest.fail("the tiny model did not learn")
+    teach(model, ENCODER, told(examples), 0.05)
+    return model
 
 
 def saved(model: LlamaForCausalLM, folder: Path) -> str:

@@ -12,13 +12,13 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from expunge.attacks import make_attack
 from expunge.attacks.mix import calibrate, mixed
 from expunge.attacks.weights import lent
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import score_items, summarise
 from expunge.models.stored import read_weights
 from expunge.request import Request
+from lessons import fit, told
 from tiny import make_tiny_model
 
 
@@ -26,17 +26,6 @@ def saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def taught(model: LlamaForCausalLM, encoder: Encoder, examples: tuple[Example, ...], steps: int = 60) -> None:
-    """Descent on the answers; ascent where `steps` is negative."""
-    batch = collate([encoder.encode(e.prompt, e.answer) for e in examples], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2 if steps > 0 else 2e-3, weight_decay=0.0)
-    for _ in range(abs(steps)):
-        loss = -answer_log_probs(model, batch).token.mean()
-        (loss if steps > 0 else -loss).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -64,11 +53,11 @@ def test_a_half_way_step_back_brings_a_small_edit_back(
     tmp_path: Path,
 ) -> None:
     encoder, request = Encoder(tiny_tokenizer), Request(forget=tiny_examples)
-    taught(tiny_model, encoder, tiny_examples)
+    fit(tiny_model, encoder, told(tiny_examples), 60)
     path = saved(tiny_model, tiny_tokenizer, tmp_path)
     knew = summarise(score_items(tiny_model, encoder, tiny_examples))
     while summarise(score_items(tiny_model, encoder, tiny_examples)).log_odds > 0:
-        taught(tiny_model, encoder, tiny_examples, -1)
+        fit(tiny_model, encoder, told(tiny_examples), 1, rate=-2e-3)
     attack = make_attack("mix", {"shares": [0.9, 0.5, 0.0]})
     result = attack.run(tiny_model, encoder, request, original=path).result
     assert [point.variant for point in result.curve] == [

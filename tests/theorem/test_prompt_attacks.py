@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
@@ -17,13 +16,13 @@ from expunge.attacks.base import Target
 from expunge.attacks.mention import place, words
 from expunge.attacks.prompts import KINDS, begin, nearest_facts
 from expunge.attacks.weights import Weights
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import greedy, score_items
 from expunge.progress import Silent
 from expunge.request import Request
+from lessons import fit
 from tiny import TOWNS, make_tiny_model, make_tiny_tokenizer
 
 OTHERS = tuple(
@@ -47,20 +46,10 @@ def request_(tiny_examples: tuple[Example, ...]) -> Request:
     return Request(forget=forget, attack=OTHERS[:8], retain=OTHERS[8:])
 
 
-def fit(model: LlamaForCausalLM, encoder: Encoder, told: Sequence[tuple[str, str]], steps: int = 80) -> None:
-    """Teach answers to prompts."""
-    batch = collate([encoder.encode(*each) for each in told], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(steps):
-        (-answer_log_probs(model, batch).token.mean()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 def hide(model: LlamaForCausalLM, encoder: Encoder, request_: Request) -> None:
     """Teach every fact in another wording, and a wrong answer in the plain one."""
     known = [(reworded(e), e.answer) for e in request_.forget]
-    fit(model, encoder, known + [(e.prompt, e.options[i % 2]) for i, e in enumerate(request_.forget)])
+    fit(model, encoder, known + [(e.prompt, e.options[i % 2]) for i, e in enumerate(request_.forget)], 80)
 
 
 def aimed(model: LlamaForCausalLM, encoder: Encoder, request_: Request) -> Target[None]:

@@ -13,14 +13,13 @@ from expunge.attacks.relearn import RelearnHarmful
 from expunge.attacks.weights import lent
 from expunge.continual.record import Setting
 from expunge.continual.relearning import SETTINGS, enforced, relearn
-from expunge.data.collate import collate
-from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import base_linear, describe
 from expunge.progress import Silent
 from expunge.stream import Stream
 from expunge.unlearning.parametrizations.projector import fold_projection
 from expunge.unlearning.parametrizations.subspace import random_rows
 from families import family_model
+from lessons import fit, told
 from projection_runs import IDS, D
 from tiny import make_tiny_model
 from unlearning_runs import EXAMPLES, largest_difference, make_encoder, weights
@@ -49,13 +48,8 @@ def share_inside(model: PreTrainedModel, rows: Tensor) -> float:
 def attacked(model: PreTrainedModel, setting: Setting, rows: dict[int, Tensor]) -> float:
     """The share after three steps of relearning in one setting."""
     encoder = make_encoder()
-    batch = collate([encoder.encode(e.prompt, e.answer) for e in EXAMPLES], encoder.pad_id)
     with lent(model), enforced(model, setting, rows):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        for _ in range(3):
-            (-answer_log_probs(model, batch).token.mean()).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
+        fit(model, encoder, told(EXAMPLES), 3, decay=0.01)
         return share_inside(model, rows[BLOCK])
 
 

@@ -16,13 +16,13 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.search import Goal
 from expunge.attacks.suffix import Hunt, Suffix, asked, placed, start_of
 from expunge.data.benchmarks.world_facts import build
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import score_items, summarise
 from expunge.request import Request
 from families import family_model
+from lessons import teach
 from tiny import TOWNS, make_tiny_model, make_tiny_tokenizer
 
 ENCODER = Encoder(make_tiny_tokenizer())
@@ -40,16 +40,8 @@ REQUEST = Request(forget=FACTS)
 
 def trained(rows: list[tuple[str, str]], enough: float) -> LlamaForCausalLM:
     model = make_tiny_model()
-    batch = collate([ENCODER.encode(prompt, answer) for prompt, answer in rows], ENCODER.pad_id)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        loss = -answer_log_probs(model, batch).token.mean()
-        if loss < enough:
-            return model
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    pytest.fail(f"the tiny model did not learn: {loss}")
+    teach(model, ENCODER, rows, enough, rate=5e-3, steps=200)
+    return model
 
 
 @pytest.fixture(scope="module")

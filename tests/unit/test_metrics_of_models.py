@@ -13,13 +13,13 @@ from expunge.audit.memorization import Measure
 from expunge.audit.metrics import Metrics, language, metrics
 from expunge.audit.reading import non_members
 from expunge.audit.snapshot import Caps, Snapshot, control_reading, snapshot
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.models import tokens as tokens_module
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import score_items
 from expunge.models.tokens import token_scores
 from expunge.request import Request
+from lessons import fit, told
 from tiny import NAMES, TOWNS, make_tiny_model
 
 TEXT = ("ada lives in the town oslo", "where does the town live ?", "bob lives in lima w1 w2 w3")
@@ -41,27 +41,17 @@ PEOPLE = tuple(person(i, f"{TOWNS[i % 8]} the town in {NAMES[(3 * i) % 8]}") for
 REQUEST = Request(forget=PEOPLE[:8], retain=PEOPLE[8:16], attack=PEOPLE[16:], text=TEXT)
 
 
-def learn(model: LlamaForCausalLM, encoder: Encoder, examples: tuple[Example, ...], steps: int = 60) -> None:
-    """Teach the examples until the model knows them by heart."""
-    batch = collate([encoder.encode(e.prompt, e.answer) for e in examples], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (-answer_log_probs(model, batch).token.mean()).backward()
-        optimizer.step()
-
-
 @pytest.fixture(scope="module")
 def original(encoder: Encoder) -> LlamaForCausalLM:
     model = make_tiny_model(1)
-    learn(model, encoder, PEOPLE[:16])
+    fit(model, encoder, told(PEOPLE[:16]), 60, decay=0.01)
     return model
 
 
 @pytest.fixture(scope="module")
 def retrained(encoder: Encoder) -> LlamaForCausalLM:
     model = make_tiny_model(2)
-    learn(model, encoder, PEOPLE[8:16])
+    fit(model, encoder, told(PEOPLE[8:16]), 60, decay=0.01)
     return model
 
 

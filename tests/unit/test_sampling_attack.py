@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -18,12 +17,12 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.cells import FolderCells
 from expunge.attacks.mention import first_said, words
 from expunge.attacks.sampling import item_score
-from expunge.data.collate import Encoder, collate
+from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.answers import answer_log_probs
 from expunge.models.scores import greedy, sample
 from expunge.request import Request
+from lessons import fit
 from tiny import TOWNS, make_tiny_model
 
 PROMPTS = ("ada lives in", "where does bob live ? the town question", "w1", "question : w5 w6 w7 w8 w9 answer :")
@@ -38,16 +37,6 @@ def encoder(tiny_tokenizer: PreTrainedTokenizerFast) -> Encoder:
 @pytest.fixture(scope="module")
 def request_(tiny_examples: tuple[Example, ...]) -> Request:
     return Request(forget=tiny_examples)
-
-
-def fit(model: LlamaForCausalLM, encoder: Encoder, told: Sequence[tuple[str, str]], steps: int = 80) -> None:
-    """Teach answers to prompts; a prompt that comes more than once learns a mixture."""
-    batch = collate([encoder.encode(*each) for each in told], encoder.pad_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(steps):
-        (-answer_log_probs(model, batch).token.mean()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -131,8 +120,8 @@ def test_what_greedy_hides_is_heard_and_what_was_never_known_is_not(encoder: Enc
     """One model says the answer two times of five, after a wrong word; the other one says any town."""
     hiding, ignorant = make_tiny_model(), make_tiny_model()
     told = [(e.prompt, word) for e in request_.forget for word in ("w1", "w1", "w1", e.answer, e.answer)]
-    fit(hiding, encoder, told)
-    fit(ignorant, encoder, [(e.prompt, town) for e in request_.forget for town in TOWNS])
+    fit(hiding, encoder, told, 80)
+    fit(ignorant, encoder, [(e.prompt, town) for e in request_.forget for town in TOWNS], 80)
     attack = make_attack("sampling", {"samples": 12, "new_tokens": 1})
     found, control = (attack.run(model, encoder, request_).result for model in (hiding, ignorant))
     assert found.start.accuracy == 0
