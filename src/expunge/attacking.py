@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from expunge.attacks.base import Attack, AttackResult
 from expunge.attacks.catalogue import make_attack, settings_of
-from expunge.attacks.cells import Cells, open_cells
+from expunge.attacks.cells import Cells, fingerprint, open_cells
 from expunge.attacks.suites import Chosen, expand
 from expunge.audit.attribution import Attribution, attributions
 from expunge.audit.influence import rho
@@ -88,7 +88,7 @@ def attack_model(
     asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
     on = [dict(loaded.hashes), encoder.describe(), asked, probed, _weights(original)]
     finished = Finished(open_cells(folder / "cells"), on)
-    probe, before = _probe(loaded.model, encoder, request, wanted=probed)
+    look = cache(partial(_probe, loaded.model, encoder, request, wanted=probed))
     results: dict[str, AttackResult] = {}
     refusal: InputError | None = None
     for name, each in chosen.items():
@@ -98,6 +98,7 @@ def attack_model(
         result = finished.read(attack, split)
         try:
             if result is None:
+                probe, before = look()
                 result, seen = attack.run(
                     loaded.model,
                     encoder,
@@ -156,9 +157,7 @@ class Finished:
         settings = TypeAdapter(type(attack)).dump_python(attack, mode="json")
         named = [Path(value) for value in settings.values() if isinstance(value, str)]
         files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
-        parts = [attack.name, settings, files, split, self.on]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return f"{attack.name}-{digest[:16]}"
+        return f"{attack.name}-{fingerprint([attack.name, settings, files, split, self.on])}"
 
 
 def _weights(model: str | None) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -16,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 Cells = MutableMapping[str, dict[str, Any]]
 """From a cell's key, which names everything that it depends on, to its JSON."""
+
+
+def fingerprint(parts: object) -> str:
+    """Sixteen hexadecimal digits of all that a cell depends on, given as plain JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class FolderCells(Cells):

@@ -20,8 +20,6 @@ The first outputs are the same whatever n, and the score is the highest over k, 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -34,6 +32,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.base import Attack, Attacked, AttackResult, CurvePoint, T, Target
 from expunge.attacks.budget import Budget
+from expunge.attacks.cells import fingerprint
 from expunge.attacks.material import Material
 from expunge.attacks.mention import Words, first_said, words
 from expunge.attacks.weights import Weights, lent
@@ -132,7 +131,7 @@ class Sampling(Attack):
             [self.temperature, self.new_tokens, self.seed],
             [example.prompt for example in target.request.forget],
         ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(parts)
 
     def _result(
         self,

@@ -9,8 +9,6 @@ control.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from abc import ABC
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.attacks.base import T, Target
-from expunge.attacks.cells import Cells
+from expunge.attacks.cells import Cells, fingerprint
 from expunge.attacks.material import Material, same_split, split
 from expunge.attacks.trials import Questions, Trials
 from expunge.attacks.weights import Weights
@@ -74,8 +72,7 @@ class Search(Trials, ABC):
             settings,
             [fact.to_json() for fact in self.material(target).train],
         ]
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return Kept(target.cells, self.name, digest[:16])
+        return Kept(target.cells, self.name, fingerprint(parts))
 
 
 @dataclass(frozen=True)

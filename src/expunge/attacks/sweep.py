@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -17,7 +15,7 @@ from transformers import PreTrainedModel
 
 from expunge.attacks.base import CurvePoint, T
 from expunge.attacks.budget import Budget
-from expunge.attacks.cells import Cells
+from expunge.attacks.cells import Cells, fingerprint
 from expunge.attacks.weights import Weights
 from expunge.data.collate import Batch, Encoded, Encoder, collate
 from expunge.data.example import Example
@@ -210,4 +208,4 @@ class Sweep:
             [example.to_json() for example in self.scored],
             *([[twin.to_json() for twin in self.twins]] if self.twins else []),
         ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint(parts)
