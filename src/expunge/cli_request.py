@@ -56,7 +56,7 @@ def apply(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="All that wait where absent.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/requests"),
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
-    attacks: Annotated[str | None, typer.Option(help="Names with commas between; the usual ones where absent.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Attacks or suites, commas between; a few if absent.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting, of an attack as in `quantise.bits=[4]`; repeat."),
@@ -71,14 +71,16 @@ def apply(
     """
 
     def work() -> None:
+        from expunge.attacks.suites import expand
         from expunge.continual.fulfil import Requests
         from expunge.continual.ledger import Ledger
         from expunge.pipeline import sort_settings
         from expunge.recipe import STANDARD_ATTACKS
         from expunge.settings import parse_assignments
 
-        names_of_attacks = attacks.split(",") if attacks is not None else STANDARD_ATTACKS
-        tried: dict[str, dict[str, Any]] = {each.strip(): {} for each in names_of_attacks if each.strip()}
+        chosen = attacks.split(",") if attacks is not None else STANDARD_ATTACKS
+        asked = expand([each.strip() for each in chosen if each.strip()], {})
+        tried = {each: dict(attack.settings) for each, attack in asked.items()}
         given: dict[str, Any] = {}
         for key, value in parse_assignments(settings or []).items():
             name, _, setting = key.partition(".")

@@ -172,3 +172,22 @@ def test_a_projection_begins_with_what_earlier_requests_removed(
     file.write_bytes(b"else")
     add(expunge, tmp_path, "third", tiny_examples[3:4], tiny_examples[6:])
     assert expunge("apply", "runs/second/model", "--output", "runs", *projected) == 1
+
+
+def test_a_suite_may_be_asked_for_by_name(
+    expunge: Expunge,
+    model: Path,
+    tmp_path: Path,
+    tiny_examples: tuple[Example, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add(expunge, tmp_path, "first", tiny_examples[:2], tiny_examples[4:6])
+    small = ("--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null")
+    assert expunge("apply", model, "--output", "runs", *small, "--attacks", "quik") == 1
+    assert "quick" in " ".join(capsys.readouterr().err.split())
+    fewer = ("--set", "relearn-harmful.max_steps=2")
+    assert expunge("apply", model, "--output", "runs", *small, *fewer, "--attacks", "quick") == 0
+    record = json.loads((tmp_path / "runs" / "first" / "record.json").read_text())
+    by_name = {attack["name"]: attack for attack in record["attacks"]}
+    assert {"relearn-harmful", "quantise", "prompts"} <= by_name.keys()
+    assert by_name["quantise"]["settings"]["bits"] == [4] and by_name["relearn-harmful"]["settings"]["max_steps"] == 2
