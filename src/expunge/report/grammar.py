@@ -18,6 +18,7 @@ INK, MUTED, CHANCE = STAND_IN["ink"], STAND_IN["muted"], STAND_IN["chance"]
 BEFORE, AFTER, ATTACK = STAND_IN["before"], STAND_IN["after"], STAND_IN["attack"]
 RATES = (ATTACK, STAND_IN["attack2"], STAND_IN["attack3"])
 ROW = 17.0
+TICK = 30.0  # points that a number below the horizontal axis needs
 LABEL = 22  # characters of a row label
 DASH = (0, (3, 2.5))
 
@@ -60,7 +61,8 @@ def value(axes: Axes, at: float, text: str, colour: str) -> None:
 def scale(axes: Axes, limits: Limits, show: Callable[[float], str]) -> None:
     """The common horizontal axis of row charts."""
     axes.set_xlim(limits)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    room = axes.get_position().width * axes.figure.get_figwidth() * 72
+    axes.xaxis.set_major_locator(MaxNLocator(max(2, min(5, int(room / TICK))), steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else tick(v)))
     axes.grid(axis="x")
 
