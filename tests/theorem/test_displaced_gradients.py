@@ -133,6 +133,33 @@ def test_relearning_is_its_formula(share: float, steps: int, monkeypatch: pytest
     assert largest_difference(ours, {name: held[name] - here[name] for name in ours}) > 1e-5
 
 
+@pytest.mark.parametrize("turn", [0, 1])
+def test_what_an_attacker_was_shown_is_not_what_is_defended(turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts 0, 2, 4 are the first attacker's, 1, 3, 5 the second's; grad L_f(phi) is of the others in the step."""
+    forget, retain = PairedOrder(6, len(EXAMPLES) - 6, 6, 0).at(turn)
+    shown = tuple(item for item in forget if item % 2 == turn)
+    attacked = make_tiny_model().double()
+    adam = torch.optim.Adam(attacked.parameters(), lr=RATE)
+    nll(shown, 0)(attacked).backward()  # type: ignore[no-untyped-call]
+    adam.step()
+    there = gradient_of(nll(tuple(item for item in forget if item % 2 != turn), 0), attacked)
+    held = gradient_of(nll(retain, 6), make_tiny_model().double())
+
+    found: list[Weights] = []
+
+    def caught(self: Stepper, number: int) -> float:
+        found.append({name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None})
+        return 1.0
+
+    monkeypatch.setattr(Stepper, "_clip", caught)
+    transform = SimulatedRelearning(mix=1.0, learning_rate=RATE, period=1, retain_share=0.0, folds=2)
+    run(make_tiny_model().double(), transform, max_steps=1 + turn, learning_rate=0.0, per_device_train_batch_size=6)
+    expected = {name: held[name] - there[name] for name in held}
+    assert largest_difference(found[turn], expected) < 1e-6
+    all_of_them = gradient_of(nll(tuple(forget), 0), attacked)
+    assert largest_difference(found[turn], {name: held[name] - all_of_them[name] for name in held}) > 1e-4
+
+
 def test_between_its_steps_the_attacker_rests() -> None:
     """With `every=2` step 1 is attacked, step 2 is the plain one, and step 3 goes on with the same attacker."""
     still = {"learning_rate": 0.0, "max_steps": 4, "eval_steps": 9}
@@ -165,7 +192,13 @@ def test_an_attacker_lives_on_over_its_period() -> None:
 
 
 @pytest.mark.parametrize(
-    "transform", [SAM(rho=0.1), SimulatedRelearning(every=2, period=4, learning_rate=RATE)], ids=repr
+    "transform",
+    [
+        SAM(rho=0.1),
+        SimulatedRelearning(every=2, period=4, learning_rate=RATE),
+        SimulatedRelearning(mix=1.0, period=2, learning_rate=RATE, retain_share=0.5, folds=3),
+    ],
+    ids=repr,
 )
 def test_resumed_is_straight_and_the_cut_of_a_step_changes_nothing(
     transform: GradientTransform, tmp_path: Path

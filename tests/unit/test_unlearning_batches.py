@@ -58,3 +58,15 @@ def test_without_retain_items_there_is_no_retain_batch(rank: int) -> None:
     alone = batches(rank, 2, 2, 4, retain=0)
     assert all(part.retain is None for part in alone.at(0))
     assert alone.totals(0) == Totals(4, 4, 0, 4 * 11, 0)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.sets(st.integers(0, 6)))
+def test_some_forget_items_are_dealt_once_too_and_the_totals_are_theirs(
+    world: int, rows: int, step: int, wanted: set[int]
+) -> None:
+    dealt = [list(batches(rank, world, rows, world * rows).at(step, wanted.__contains__)) for rank in range(world)]
+    forget = [i for i in PairedOrder(7, 8, world * rows, seed=3).at(step)[0] if i in wanted]
+    counted = [i for parts in dealt for part in parts if part.weight for i in part.forget.index.tolist()]
+    assert sorted(counted) == sorted(forget)
+    assert len({len(parts) for parts in dealt}) == 1 and (bool(forget) == bool(dealt[0]))
+    assert batches(0, world, rows, world * rows).totals(step, wanted.__contains__).forget_items == len(forget)

@@ -27,8 +27,14 @@ STARTS = ("Bel", "Dro", "Fe", "Gal", "Kor", "Lu", "Mir", "Nov", "Or", "Pel", "Qu
 MIDDLES = ("a", "da", "ki", "lo", "me", "na", "ri", "se", "to", "vu")
 ENDS = ("dora", "lia", "mar", "nia", "ria", "stan", "tania", "via")
 NAMES = tuple(start + middle + end for start in STARTS for middle in MIDDLES for end in ENDS)
-SCORED, TRAINED = 0, 1
-"""Seeds: of the twins that a control is scored on, and of those that an attack trains on."""
+_STARTS = "Ard Bri Cal Dun Es Fal Gor Hel Is Jor Lam Mon Nar Pra Sev Tor"
+_ENDS = "bia dia land nesia rland sia tova zia"
+HELD_NAMES = tuple(start + middle + end for start in _STARTS.split() for middle in MIDDLES for end in _ENDS.split())
+"""Of `HELD` twins, so that no name is ever both trained on and scored."""
+
+SCORED, TRAINED, HELD = 0, 1, 2
+"""Seeds: of the twins that a control is scored on, of those that an attack trains on, and, from here on, of those that
+unlearning holds to what was said of them."""
 
 TRIES = 64
 CANDIDATES = 4
@@ -58,6 +64,16 @@ def trained_twins(request: Request) -> tuple[Example, ...]:
     return tuple(redrawn(one, f"{TRAINED}/{one.prompt}") for one in found if one is not None)
 
 
+def held_twins(forget: Sequence[Example], retain: Sequence[Example], n: int) -> tuple[tuple[Example, ...], ...]:
+    """For each forget item `n` twins to train with, fewer where none would be fair; never those that are scored."""
+    scored = [one for one in twins(forget, SCORED, besides=retain) if one is not None] if n else []
+    sets: list[tuple[Example | None, ...]] = []
+    for seed in range(HELD, HELD + n):
+        taken = [one for found in sets for one in found if one is not None]
+        sets.append(twins(forget, seed, besides=(*retain, *scored, *taken)))
+    return tuple(tuple(one for found in sets if (one := found[item]) is not None) for item in range(len(forget)))
+
+
 def twin(example: Example, seed: int = 0) -> Example | None:
     """The twin of one example, as `twins` makes it."""
     return twins([example], seed)[0]
@@ -73,7 +89,7 @@ def twins(examples: Sequence[Example], seed: int = 0, *, besides: Iterable[Examp
     taken = {word for example in (*examples, *besides) for word in (*_words(example), _key(example.subject))}
     names: dict[str, str | None] = {}
     for key, subject in sorted({_key(example.subject): _core(example.subject) for example in examples}.items()):
-        names[key] = name = _invent(subject, Random(f"{seed}/{key}"), taken)
+        names[key] = name = _invent(subject, Random(f"{seed}/{key}"), taken, HELD_NAMES if seed >= HELD else NAMES)
         taken |= {_key(name), *_all_words(name)} if name else set()
     return tuple(_twin(example, names[_key(example.subject)]) for example in examples)
 
@@ -150,13 +166,13 @@ def _twin(example: Example, name: str | None) -> Example | None:
     )
 
 
-def _invent(core: str, rng: Random, taken: Set[str]) -> str | None:
+def _invent(core: str, rng: Random, taken: Set[str], names: Sequence[str]) -> str | None:
     """A name in the form of `core` of which no word is taken; None where nothing can be changed, or all is taken."""
     replaced: list[bool] = []
 
     def change(found: re.Match[str]) -> str:
         word = found[0]
-        new = word if word.casefold() in _SMALL else _other(word, rng)
+        new = word if word.casefold() in _SMALL else _other(word, rng, names)
         replaced.append(new != word)
         return new
 
@@ -169,11 +185,11 @@ def _invent(core: str, rng: Random, taken: Set[str]) -> str | None:
     return None
 
 
-def _other(word: str, rng: Random) -> str:
+def _other(word: str, rng: Random, names: Sequence[str]) -> str:
     """Another word of the same kind."""
     if len(word) == 1 or word.isupper() or any(char.isdigit() for char in word):
         return "".join(_other_sign(char, rng) for char in word)
-    name = min(rng.sample(NAMES, CANDIDATES), key=lambda each: abs(len(each) - len(word)))
+    name = min(rng.sample(names, CANDIDATES), key=lambda each: abs(len(each) - len(word)))
     return name.lower() if word.islower() else name
 
 

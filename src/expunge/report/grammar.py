@@ -61,7 +61,7 @@ def value(axes: Axes, at: float, text: str, colour: str) -> None:
 def scale(axes: Axes, limits: Limits, show: Callable[[float], str]) -> None:
     """The common horizontal axis of row charts."""
     axes.set_xlim(limits)
-    room = axes.get_position().width * axes.figure.get_figwidth() * 72
+    room = axes.get_window_extent().width * 72 / axes.figure.dpi
     axes.xaxis.set_major_locator(MaxNLocator(max(2, min(5, int(room / TICK))), steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v) if show is percent else tick(v)))
     axes.grid(axis="x")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -18,7 +18,8 @@ from expunge.unlearning.processes import Processes
 
 @dataclass(frozen=True, slots=True)
 class CompanionRows:
-    """Other answers to the prompts of forget rows: `owner` is the forget row of each, `rows.index` its number."""
+    """Rows that belong to forget rows, as other answers to their prompts: `owner` is the forget row of each,
+    `rows.index` its number over all items."""
 
     rows: Batch
     owner: Int[Tensor, " rows"]
@@ -32,6 +33,17 @@ class MicroBatch:
     retain: Batch | None
     weight: float
     companions: CompanionRows | None = None
+    twins: CompanionRows | None = None
+
+
+Among = Callable[[int], bool]
+"""Whether a forget item, by its index, is one of those that are wanted."""
+
+Owned = Sequence[tuple[Encoded, ...]]
+"""For each forget item the rows that belong to it."""
+
+Grouped = Sequence[tuple[tuple[Encoded, ...], ...]]
+"""For each forget item groups of rows, each with a prompt of its own, the answer's first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,8 @@ class StepBatches:
         processes: who shares the step.
         device: where the rows go.
         companions: for each forget item other answers to its prompt, as the objective asks; empty where it does not.
+        twins: for each forget item answer and options after the prompts of its made-up twins, of which the answers are
+            trained on; empty where the objective asks for none.
     """
 
     forget: Sequence[Encoded]
@@ -56,11 +70,17 @@ class StepBatches:
     pad_id: int
     processes: Processes
     device: torch.device
-    companions: Sequence[tuple[Encoded, ...]] = ()
+    companions: Owned = ()
+    twins: Grouped = ()
 
-    def totals(self, step: int) -> Totals:
-        """The counts of the whole step."""
-        forget, retain = self.order.at(step)
+    @property
+    def twin_rows(self) -> Owned:
+        """The answers after the prompts of the twins."""
+        return [tuple(group[0] for group in groups) for groups in self.twins]
+
+    def totals(self, step: int, among: Among | None = None) -> Totals:
+        """The counts of the whole step, or of its forget items `among` all."""
+        forget, retain = self._drawn(step, among)
         return Totals(
             _tokens(self.forget, forget),
             len(forget),
@@ -69,33 +89,46 @@ class StepBatches:
             retain_positions=_positions(self.retain, retain),
         )
 
-    def at(self, step: int) -> Iterator[MicroBatch]:
-        """The micro-batches of this process; every process has as many.
+    def at(self, step: int, among: Among | None = None) -> Iterator[MicroBatch]:
+        """The micro-batches of this process; every process has as many, and none where no forget item is `among` them.
 
         A process left without a row in a small last batch repeats the first row with weight 0: a transform may talk to
         the other processes in every backward, so none of them may skip one.
         """
-        forget, retain = self.order.at(step)
+        forget, retain = self._drawn(step, among)
+        if not forget:
+            return
         world = self.processes.world
         rounds = -(-len(forget) // (self.per_forward * world))
         parts = even_parts(len(forget), rounds * world)
+        turn = step // self.order.steps_per_epoch
         for part in parts[self.processes.rank :: world]:
             rows = part if part.stop > part.start else slice(0, 1)
             yield MicroBatch(
                 self._batch(self.forget, forget[rows]),
                 self._batch(self.retain, retain[rows]) if retain else None,
                 float(rows is part),
-                self._companions(forget[rows]) if self.companions else None,
+                self._owned(self.companions, forget[rows]) if self.companions else None,
+                self._owned(self.twin_rows, forget[rows], turn) if self.twins else None,
             )
 
-    def _companions(self, index: Sequence[int]) -> CompanionRows | None:
-        """The companions of the forget items `index`, numbered through over all items."""
-        first = list(accumulate((len(found) for found in self.companions), initial=0))
-        numbers = [first[item] + k for item in index for k in range(len(self.companions[item]))]
-        encoded = [found for item in index for found in self.companions[item]]
-        owners = [row for row, item in enumerate(index) for _ in self.companions[item]]
-        if not encoded:
+    def _drawn(self, step: int, among: Among | None) -> tuple[Sequence[int], Sequence[int]]:
+        """The forget and the retain items of a step."""
+        forget, retain = self.order.at(step)
+        return forget if among is None else [item for item in forget if among(item)], retain
+
+    def _owned(self, owned: Owned, index: Sequence[int], turn: int | None = None) -> CompanionRows | None:
+        """The rows that belong to the forget items `index`: all of them, or of each item the one whose turn it is."""
+        first = list(accumulate((len(own) for own in owned), initial=0))
+        chosen = [
+            (row, first[item] + k, owned[item][k])
+            for row, item in enumerate(index)
+            for k in range(len(owned[item]))
+            if turn is None or k == turn % len(owned[item])
+        ]
+        if not chosen:
             return None
+        owners, numbers, encoded = zip(*chosen, strict=True)
         rows = collate(encoded, self.pad_id, numbers).to(self.device)
         return CompanionRows(rows, torch.tensor(owners, device=self.device))
 

@@ -32,6 +32,7 @@ def identity(method: Method, arguments: UnlearnArguments, batches: StepBatches, 
     settings = {name: value for name, value in asdict(arguments).items() if name not in _FREE}
     earlier = getattr(method.parametrization, "earlier", None)
     data = {"forget": batches.forget, "retain": batches.retain, "companions": batches.companions}
+    data |= {"twins": batches.twins} if batches.twins else {}
     return {
         "method": repr(method),
         **settings,

@@ -20,14 +20,15 @@ from transformers import PreTrainedModel
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.data.order import PairedOrder
+from expunge.data.twins import held_twins
 from expunge.errors import NonFiniteLoss
 from expunge.models.architecture import describe, readout, width
 from expunge.models.memory import peak_bytes
-from expunge.models.scores import Scores, score_items, summarise
+from expunge.models.scores import Scores, choices, score_items, summarise
 from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
-from expunge.unlearning.batches import StepBatches
+from expunge.unlearning.batches import Grouped, StepBatches
 from expunge.unlearning.identity import identity
 from expunge.unlearning.interrupts import deferred_interrupts
 from expunge.unlearning.landing import Landing
@@ -250,8 +251,23 @@ def step_batches(
     gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))
     found = [method.objective.companions(example) for example in forget]
     beside = [tuple(encoder.encode(e.prompt, text) for text in texts) for e, texts in zip(forget, found, strict=True)]
-    companions = beside if any(beside) else ()
-    return StepBatches(gone, kept, order, per_forward, encoder.pad_id, processes, model.device, companions)
+    return StepBatches(
+        gone,
+        kept,
+        order,
+        per_forward,
+        encoder.pad_id,
+        processes,
+        model.device,
+        beside if any(beside) else (),
+        _twins(encoder, forget, used, method.objective.twins),
+    )
+
+
+def _twins(encoder: Encoder, forget: Sequence[Example], retain: Sequence[Example], n: int) -> Grouped:
+    """Of `n` twins of each forget item what `choices` gives; empty where there is none."""
+    found = [tuple(tuple(choices(encoder, twin)) for twin in each) for each in held_twins(forget, retain, n)]
+    return found if any(found) else ()
 
 
 def _material(batches: StepBatches, encoder: Encoder) -> Material:

@@ -13,6 +13,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.objectives.base import Objective
 from expunge.unlearning.objectives.bounded import Bounded
 from expunge.unlearning.objectives.ceu import CEU
+from expunge.unlearning.objectives.counterfactual import Counterfactual
 from expunge.unlearning.objectives.dpo import DPO
 from expunge.unlearning.objectives.ga import GradientAscent
 from expunge.unlearning.objectives.graddiff import GradDiff
@@ -121,6 +122,10 @@ METHODS: Final[dict[str, Method]] = {
         summary="one adapter a request, all fused in closed form (arXiv:2310.20150); the loss is graddiff's",
     ),
     "bounded": Method(Bounded(), summary="hinge on the answer's margin over its options: stops at ignorance"),
+    "counterfactual": Method(
+        Counterfactual(),
+        summary="answers meet what is said of made-up subjects, and that is held (cf. arXiv:2310.02238)",
+    ),
     "durable": Method(
         Bounded(restore=1.0),
         (SimulatedRelearning(),),
@@ -167,6 +172,7 @@ OBJECTIVES: Final[dict[str, type[Objective]]] = {
     "pdu": PDU,
     "rmu": RMU,
     "bounded": Bounded,
+    "counterfactual": Counterfactual,
 }
 TRANSFORMS: Final[dict[str, type[GradientTransform]]] = {
     "attribution": AttributionPenalty,

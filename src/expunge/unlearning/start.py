@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from expunge.data.collate import Batch, Encoded
 from expunge.models.answers import Reference, cache_reference, length_sorted
 from expunge.models.architecture import Readout, describe
+from expunge.models.scores import log_odds_of
 from expunge.models.states import cache_states
-from expunge.unlearning.batches import MicroBatch, StepBatches
+from expunge.unlearning.batches import CompanionRows, MicroBatch, Owned, StepBatches
 from expunge.unlearning.objectives.base import Companions, Objective, StartValues
 from expunge.unlearning.parametrizations.layers import chosen_blocks
 
@@ -33,9 +34,13 @@ class StartCache:
     companions: Reference | None = None
     block: nn.Module | None = None
     retain_states: tuple[Tensor, ...] = ()
+    twins: Reference | None = None
+    goals: Tensor | None = None
 
-    def of(self, part: MicroBatch, companions: Companions | None = None) -> StartValues:
-        """Those of one micro-batch's rows; `companions` are passed on."""
+    def of(
+        self, part: MicroBatch, companions: Companions | None = None, twins: Companions | None = None
+    ) -> StartValues:
+        """Those of one micro-batch's rows; `companions` and `twins` are passed on."""
         sequence = before = logits = states = None
         if self.forget is not None:
             sequence = self.forget.sequence[part.forget.index]
@@ -47,10 +52,22 @@ class StartCache:
                 logits = self.retain.logits(self.retain.states(places))
             if self.retain_states:
                 states = torch.cat([self.retain_states[i] for i in places])
-        beside = None
-        if self.companions is not None and part.companions is not None:
-            beside = self.companions.sequence[part.companions.rows.index]
-        return StartValues(sequence, logits, self.read.logits, companions, beside, before, states)
+        return StartValues(
+            sequence,
+            logits,
+            self.read.logits,
+            companions,
+            _of_rows(self.companions, part.companions),
+            before,
+            states,
+            twins,
+            _of_rows(self.twins, part.twins),
+            None if self.goals is None else self.goals[part.forget.index],
+        )
+
+
+def _of_rows(start: Reference | None, own: CompanionRows | None) -> Tensor | None:
+    return None if start is None or own is None else start.sequence[own.rows.index]
 
 
 def cache_start(
@@ -71,11 +88,11 @@ def cache_start(
             states = cache_states(model, read.backbone, block, _sorted(batches, kept))
         elif kept:
             retain = _reference(model, batches, kept, keep_hidden=True)
-    companions = None
-    if objective.uses_companion_start:
-        flat = [encoded for found in batches.companions for encoded in found]
-        companions = _reference(model, batches, flat, keep_hidden=False) if flat else None
-    return StartCache(read, forget, retain, place, companions, block, states)
+    companions = _owned(model, batches, batches.companions) if objective.uses_companion_start else None
+    twins = goals = None
+    if objective.twins:
+        twins, goals = _owned(model, batches, batches.twin_rows), objective.goals(_twin_margins(model, read, batches))
+    return StartCache(read, forget, retain, place, companions, block, states, twins, goals)
 
 
 def _block(model: PreTrainedModel, layer: int | None) -> nn.Module | None:
@@ -88,6 +105,22 @@ def _block(model: PreTrainedModel, layer: int | None) -> nn.Module | None:
 
 def _sorted(batches: StepBatches, items: Sequence[Encoded]) -> Iterator[Batch]:
     return length_sorted(items, batches.pad_id, 2 * batches.per_forward)
+
+
+def _owned(model: PreTrainedModel, batches: StepBatches, owned: Owned) -> Reference | None:
+    """The values of rows that belong to forget items; None where none has any."""
+    flat = [encoded for own in owned for encoded in own]
+    return _reference(model, batches, flat, keep_hidden=False) if flat else None
+
+
+def _twin_margins(model: PreTrainedModel, read: Readout, batches: StepBatches) -> Tensor:
+    """Of each forget item the mean log-odds of its twins; of an item without any the mean over the others, or 0."""
+    found = torch.full((len(batches.forget),), torch.nan)
+    with torch.no_grad():
+        for item, groups in enumerate(batches.twins):
+            if groups:
+                found[item] = log_odds_of(model, read, groups, batches.pad_id).mean()
+    return found.nan_to_num(float(found.nanmean().nan_to_num(0.0))).to(batches.device)
 
 
 def _reference(

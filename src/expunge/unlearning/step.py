@@ -21,13 +21,13 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import DynamicCache, PreTrainedModel
 
-from expunge.data.collate import Batch
+from expunge.data.collate import Batch, join
 from expunge.errors import NonFiniteLoss
 from expunge.models.answers import Answers, answer_log_probs, forward_pair
 from expunge.models.candidates import answers_after, prompt_cache
 from expunge.models.states import read_states_pair
 from expunge.unlearning.arguments import UnlearnArguments
-from expunge.unlearning.batches import MicroBatch, StepBatches
+from expunge.unlearning.batches import Among, MicroBatch, StepBatches
 from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.objectives.base import WHOLE, Companions, Objective, Share, Terms, Totals
 from expunge.unlearning.start import StartCache
@@ -121,6 +121,7 @@ class Moment:
         seen: what the whole step measures.
         depth: number of transforms above.
         share: what those above ask for.
+        among: the forget items that they ask for, all where it is None.
     """
 
     stepper: Stepper
@@ -128,24 +129,25 @@ class Moment:
     seen: Seen
     depth: int = 0
     share: Share = WHOLE
+    among: Among | None = None
 
-    def add(self, share: Share) -> None:
+    def add(self, share: Share, among: Among | None = None) -> None:
         """Have the next transform make the gradient or, below the last, the objective itself."""
         wanted = Share(self.share.forget * share.forget, self.share.retain * share.retain)
         if self.depth < len(self.stepper.transforms):
-            below = replace(self, depth=self.depth + 1, share=wanted)
+            below = replace(self, depth=self.depth + 1, share=wanted, among=both(self.among, among))
             self.seen.measured |= self.stepper.transforms[self.depth].gradient(below)
         else:
-            self._objective(wanted)
+            self._objective(wanted, both(self.among, among))
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every forget item has come once more."""
         return self.stepper.batches.order.steps_per_epoch
 
-    def rows(self, side: Side, ahead: int = 0) -> Iterator[Batch]:
+    def rows(self, side: Side, ahead: int = 0, among: Among | None = None) -> Iterator[Batch]:
         """Micro-batches of one side, without those that are only there to keep the processes in step."""
-        for part in self.stepper.batches.at(self.number + ahead):
+        for part in self.stepper.batches.at(self.number + ahead, among):
             batch = part.forget if side == "forget" else part.retain
             if part.weight and batch is not None:
                 yield batch
@@ -154,17 +156,19 @@ class Moment:
         """What the model says to `rows`, with its graph."""
         return answer_log_probs(self.stepper.model, rows, self.stepper.start.read)
 
-    def tokens(self, side: Side, ahead: int = 0) -> int:
+    def tokens(self, side: Side, ahead: int = 0, among: Among | None = None) -> int:
         """Answer tokens of one side of the step `ahead` from now, over all processes."""
-        totals = self.stepper.batches.totals(self.number + ahead)
+        totals = self.stepper.batches.totals(self.number + ahead, among)
         return totals.forget_tokens if side == "forget" else totals.retain_tokens
 
-    def _objective(self, share: Share) -> None:
+    def _objective(self, share: Share, among: Among | None) -> None:
         """Add the gradient of `share` of the loss, micro-batch after micro-batch."""
         if not share.forget and not (share.retain and self.stepper.batches.retain):
             return
-        totals = self.stepper.batches.totals(self.number)
-        parts = list(self.stepper.batches.at(self.number))
+        totals = self.stepper.batches.totals(self.number, among)
+        parts = list(self.stepper.batches.at(self.number, among))
+        if not parts:
+            return
         sums = torch.zeros(2, dtype=torch.float64)
         for place, part in enumerate(parts, 1):
             terms = self._micro_batch(part, totals, share, last=place == len(parts))
@@ -181,9 +185,11 @@ class Moment:
             for transform in stepper.transforms if share.forget else ():
                 watching.enter_context(transform.watch(len(part.forget)))
             cache = self._cache(part) if share.forget else None
-            forget, retain = forward_sides(stepper.model, *sides, stepper.batches.pad_id, stepper.start, cache)
+            twins = part.twins if share.forget else None
+            forget, retain, alike = forward_sides(stepper, *sides, twins.rows if twins else None, cache)
         beside = None if forget is None else self._companions(part, cache)
-        terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside), share)
+        asked = Companions(alike, twins.owner) if twins and alike is not None else None
+        terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside, asked), share)
         loss = terms.loss * part.weight
         if forget is not None:
             for transform in stepper.transforms:
@@ -196,7 +202,8 @@ class Moment:
         """Where the forget rows' keys and values are kept for companions that are only looked at."""
         if part.companions is None or self.stepper.objective.trains_companions:
             return None
-        batches = [batch for batch in (part.forget, part.retain, part.companions.rows) if batch is not None]
+        twins = None if part.twins is None else part.twins.rows
+        batches = [batch for batch in (part.forget, part.retain, twins, part.companions.rows) if batch is not None]
         return prompt_cache(self.stepper.model, sum(batch.input_ids.shape[1] for batch in batches))
 
     def _companions(self, part: MicroBatch, cache: DynamicCache | None) -> Companions | None:
@@ -211,19 +218,27 @@ class Moment:
 
 
 def forward_sides(
-    model: PreTrainedModel,
-    forget: Batch | None,
-    retain: Batch | None,
-    pad_id: int,
-    start: StartCache,
-    cache: DynamicCache | None,
-) -> tuple[Answers | None, Answers | None]:
-    """What the objective reads of the sides that are there, from one forward: answers, or the states of one block."""
+    stepper: Stepper, forget: Batch | None, retain: Batch | None, twins: Batch | None, cache: DynamicCache | None
+) -> tuple[Answers | None, Answers | None, Answers | None]:
+    """What the objective reads of the rows that are there, from one forward: answers, or the states of one block."""
+    model, pad_id, start = stepper.model, stepper.batches.pad_id, stepper.start
     if start.block is not None:
-        return read_states_pair(start.read.backbone, start.block, forget, retain, pad_id)
+        return *read_states_pair(start.read.backbone, start.block, forget, retain, pad_id), None
     if forget is None:
-        return None, None if retain is None else answer_log_probs(model, retain, start.read)
-    return forward_pair(model, forget, retain, pad_id, start.read, cache)
+        return None, None if retain is None else answer_log_probs(model, retain, start.read), None
+    if retain is None or twins is None:
+        said, other = forward_pair(model, forget, twins if retain is None else retain, pad_id, start.read, cache)
+        return (said, other, None) if twins is None else (said, None, other)
+    together = join(forget, join(retain, twins, pad_id), pad_id)
+    said, rest = answer_log_probs(model, together, start.read, cache).split(len(forget))
+    return said, *rest.split(len(retain))
+
+
+def both(one: Among | None, other: Among | None) -> Among | None:
+    """The items that are among the ones and the others."""
+    if one is None or other is None:
+        return one or other
+    return lambda item: one(item) and other(item)
 
 
 def adamw(parameters: Mapping[str, nn.Parameter], arguments: UnlearnArguments) -> torch.optim.AdamW:

@@ -60,7 +60,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """What the model says now to other answers of the forget prompts; `owner` is the forget row of each."""
+    """What the model says now to rows that belong to forget rows; `owner` is the forget row of each."""
 
     answers: Answers
     owner: Int[Tensor, " rows"]
@@ -79,6 +79,9 @@ class StartValues:
         companions_start: log P of the companions at the start, or None.
         forget_logits: logits at the answer tokens of the forget rows at the start, or None.
         retain_states: states of block `state_layer` at all tokens of the retain rows at the start, or None.
+        twins: what the model says now to forget answers after a prompt of their twins, or None where none has any.
+        twins_start: log P of these rows at the start, or None.
+        goals: of each forget row, see `Objective.goals`, or None.
     """
 
     forget: Float[Tensor, " items"] | None
@@ -88,6 +91,9 @@ class StartValues:
     companions_start: Float[Tensor, " rows"] | None = None
     forget_logits: Float[Tensor, "tokens vocabulary"] | None = None
     retain_states: Float[Tensor, "positions d"] | None = None
+    twins: Companions | None = None
+    twins_start: Float[Tensor, " rows"] | None = None
+    goals: Float[Tensor, " items"] | None = None
 
 
 class Objective(ABC):
@@ -119,6 +125,18 @@ class Objective(ABC):
     def state_layer(self) -> int | None:
         """The block that is read instead of the head: rows then come as `BlockStates`. None for answers."""
         return None
+
+    @property
+    def twins(self) -> int:
+        """How many made-up twins (`data.twins`) of each forget item the loss holds; none unless it says so.
+
+        One of them comes with the item, in turn from epoch to epoch, and is part of the loss.
+        """
+        return 0
+
+    def goals(self, twins: Float[Tensor, " items"]) -> Float[Tensor, " items"]:
+        """Where each forget item is to go, from the log-odds of its twins at the start."""
+        return twins
 
     def companions(self, example: Example) -> tuple[str, ...]:
         """Other answers to the prompt of a forget example that the loss looks at; none unless it says so."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from expunge.data.collate import Batch
     from expunge.models.answers import Answers
     from expunge.models.architecture import Architecture
+    from expunge.unlearning.batches import Among
 
 Side = Literal["forget", "retain"]
 
@@ -60,17 +61,20 @@ class Step(Protocol):
     def steps_per_epoch(self) -> int:
         """Steps after which every forget item has come once more."""
 
-    def add(self, share: Share) -> None:
-        """Add to `.grad` this process's gradient of `share` of the objective at the present weights."""
+    def add(self, share: Share, among: Among | None = None) -> None:
+        """Add to `.grad` this process's gradient of `share` of the objective at the present weights.
 
-    def rows(self, side: Side, ahead: int = 0) -> Iterator[Batch]:
-        """This process's micro-batches of forget or retain rows of the step `ahead` steps from now (before, if
-        negative)."""
+        `among` limits the forget items, by their indices, to some; only where nothing is asked of the retain side.
+        """
+
+    def rows(self, side: Side, ahead: int = 0, among: Among | None = None) -> Iterator[Batch]:
+        """This process's micro-batches of forget rows (of the items `among` all) or retain rows of the step `ahead`
+        steps from now (before, if negative)."""
 
     def answers(self, rows: Batch) -> Answers:
         """What the model says to `rows` at the present weights, with its graph."""
 
-    def tokens(self, side: Side, ahead: int = 0) -> int:
+    def tokens(self, side: Side, ahead: int = 0, among: Among | None = None) -> int:
         """Answer tokens of that side of that step, over all processes: what a mean over it is divided by."""
 
 

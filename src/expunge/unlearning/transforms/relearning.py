@@ -3,9 +3,12 @@
     phi = theta + delta,   delta <- delta - Adam( grad CE(rows) at phi ),   `steps` times
     g   = (1 - mix) grad L_f(theta) + mix grad L_f(phi) + grad L_r(theta)
 
-The rows are those of retain facts or, with `retain_share` below 1, also of the other forget facts: the facts of this
-step are attacked through what others teach, which is how relearning generalises. Retain rows alone do better: an
-attacker that lives on has soon been shown every forget fact, and then defends against being told instead. First order:
+The rows are those of retain facts or, with `retain_share` below 1, also of forget facts. With `folds` above 1 the
+forget facts are dealt into as many folds; an attacker is shown those of one fold, the next attacker those of the next,
+and grad L_f(phi) is of the facts that it was *not* shown: what is attacked is what others teach, which is how
+relearning generalises. Without folds an attacker that lives on has soon been shown every forget fact, and then one
+defends against being told instead; retain rows alone do better there.
+First order:
 g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share one attacker:
 delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`. Only
 every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both places in turn,
@@ -27,6 +30,7 @@ from expunge.unlearning.objectives.base import Share, cross_entropy
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Side, Site
 
 if TYPE_CHECKING:
+    from expunge.unlearning.batches import Among
     from expunge.unlearning.transforms.base import Step
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
@@ -43,7 +47,8 @@ class SimulatedRelearning(GradientTransform):
         steps: of the attacker in each step of the loop.
         every: steps of the loop from one step of the attacker to the next.
         period: steps of the loop after which a new attacker begins at the present weights.
-        retain_share: probability that the attacker trains on retain rows rather than on other forget rows.
+        retain_share: probability that the attacker trains on retain rows rather than on forget rows.
+        folds: of the forget items, by their place in the data; 1 shows the rows of other steps and defends all.
         seed: of these draws.
     """
 
@@ -53,6 +58,7 @@ class SimulatedRelearning(GradientTransform):
     every: int = 1
     period: int = 20
     retain_share: float = 1.0
+    folds: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,10 +67,10 @@ class SimulatedRelearning(GradientTransform):
                 raise InputError(f"{name} must lie between 0 and 1.", f"{name}={value}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError("The attacker's learning rate must be above 0.", f"learning_rate={self.learning_rate}")
-        counts = {"steps": self.steps, "every": self.every, "period": self.period}
+        counts = {"steps": self.steps, "every": self.every, "period": self.period, "folds": self.folds}
         if min(counts.values()) < 1:
             raise InputError(
-                "steps, every and period must be at least 1.", ", ".join(f"{k}={v}" for k, v in counts.items())
+                "steps, every, period and folds must be at least 1.", ", ".join(f"{k}={v}" for k, v in counts.items())
             )
 
     def bind(self, site: Site) -> BoundSimulatedRelearning:
@@ -96,7 +102,7 @@ class BoundSimulatedRelearning(BoundTransform):
                 p.data = self._delta[name].add_(p.data)
             for _ in range(config.steps):
                 theirs.append(self._attack(step))
-            step.add(Share(config.mix, 0.0))
+            step.add(Share(config.mix, 0.0), self._kept_back(step))
         finally:
             for name, p in parameters.items():
                 p.data = here[name]
@@ -128,10 +134,10 @@ class BoundSimulatedRelearning(BoundTransform):
 
     def _attack(self, step: Step) -> float:
         """One step of relearning; the mean NLL of its rows before it."""
-        side, ahead = self._material(step)
+        side, ahead, among = self._material(step)
         loss = torch.zeros((), dtype=torch.float64)
-        for rows in step.rows(side, ahead):
-            share = cross_entropy(step.answers(rows).sequence, step.tokens(side, ahead))
+        for rows in step.rows(side, ahead, among):
+            share = cross_entropy(step.answers(rows).sequence, step.tokens(side, ahead, among))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach().double().cpu()
         for p in self._site.parameters.values():
@@ -141,12 +147,24 @@ class BoundSimulatedRelearning(BoundTransform):
         self._done += 1
         return float(self._site.reduce(loss.to(next(iter(self._site.parameters.values())).device)))
 
-    def _material(self, step: Step) -> tuple[Side, int]:
-        """Which side of which other step of this epoch is relearnt; retain rows where there is no other."""
+    def _material(self, step: Step) -> tuple[Side, int, Among | None]:
+        """Which side of which step is relearnt, and which of its items; retain rows where there are no others."""
         draw = random.Random(f"{self._config.seed}/{step.number}/{self._done}")
         retain = draw.random() < self._config.retain_share and step.tokens("retain") > 0
-        now = step.number % step.steps_per_epoch
-        others = [place - now for place in range(step.steps_per_epoch) if place != now]
+        now, shown = step.number % step.steps_per_epoch, self._shown(step)
+        places = [place - now for place in range(step.steps_per_epoch)]
+        others = [ahead for ahead in places if (step.tokens("forget", ahead, shown) if shown else ahead)]
         if retain or not others:
-            return "retain", 1 + self._done
-        return "forget", draw.choice(others)
+            return "retain", 1 + self._done, None
+        return "forget", draw.choice(others), shown
+
+    def _shown(self, step: Step) -> Among | None:
+        """The forget items that this attacker may see; None without folds."""
+        folds = self._config.folds
+        turn = step.number // self._config.period % folds
+        return (lambda item: item % folds == turn) if folds > 1 else None
+
+    def _kept_back(self, step: Step) -> Among | None:
+        """The forget items that it may not."""
+        shown = self._shown(step)
+        return (lambda item: not shown(item)) if shown else None

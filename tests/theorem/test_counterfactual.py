@@ -1,0 +1,167 @@
+"""The counterfactual objective: down to what is said of invented subjects, which stays what it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import towns
+from expunge.data.collate import collate
+from expunge.data.example import Example
+from expunge.data.twins import NAMES, held_twins, scored_twins
+from expunge.errors import InputError
+from expunge.models.answers import answer_log_probs
+from expunge.models.scores import score_items
+from expunge.request import Request
+from expunge.unlearning.arguments import UnlearnArguments
+from expunge.unlearning.loop import unlearn
+from expunge.unlearning.methods import build_method
+from expunge.unlearning.objectives.base import Companions
+from expunge.unlearning.objectives.counterfactual import Counterfactual, held
+from expunge.unlearning.step import Moment, Stepper
+from tiny import make_tiny_model
+from unlearning_runs import EXAMPLES, SMOOTH, Run, largest_difference, make_encoder, make_request, weights
+
+FORGET, RETAIN = EXAMPLES[:5], EXAMPLES[5:]
+
+
+def log_probs(model: torch.nn.Module, asked: list[tuple[str, str]]) -> np.ndarray:
+    """Mean log P per answer token, one question at a time."""
+    encoder, found = make_encoder(), []
+    for prompt, answer in asked:
+        said = answer_log_probs(model, collate([encoder.encode(prompt, answer)], 0))  # type: ignore[arg-type]
+        found.append(float(said.sequence[0].detach() / said.counts[0]))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("names", "within"), [(1, 0.0), (3, 0.05), (3, 9.0)])
+def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch of a run that stands still until then, so that the second twin's turn has come."""
+    before, now = make_tiny_model().double(), make_tiny_model(seed=5).double()
+    objective = Counterfactual(names=names, within=within, restore=0.5, hold=0.25, retain_weight=0.0)
+    twins = held_twins(FORGET, RETAIN, names)
+
+    def margins(model: torch.nn.Module, prompts: list[str]) -> np.ndarray:
+        answers = log_probs(model, [(p, e.answer) for p, e in zip(prompts, FORGET, strict=True)])
+        options = [log_probs(model, [(p, o) for o in e.options]) for p, e in zip(prompts, FORGET, strict=True)]
+        return answers - np.array([math.log(fmean(np.exp(each))) for each in options])
+
+    told = np.mean([margins(before, [own[k].prompt for own in twins]) for k in range(names)], axis=0)
+    goals = told - told.mean() + np.clip(told.mean(), -within, within)
+    beyond = margins(now, [e.prompt for e in FORGET]) - goals
+    turn = [(own[1 % names].prompt, own[1 % names].answer) for own in twins]
+    moved = log_probs(now, turn) - log_probs(before, turn)
+    expected = np.maximum(beyond, 0) + 0.5 * np.maximum(-beyond, 0) + 0.25 * abs(moved)
+
+    step = Stepper.step
+
+    def look(self: Stepper, number: int) -> object:
+        if number == 1:
+            self.model.load_state_dict(now.state_dict())
+        return step(self, number)
+
+    monkeypatch.setattr(Stepper, "step", look)
+    method = build_method("counterfactual", settings={f"objective.{k}": v for k, v in vars_of(objective).items()})
+    arguments = UnlearnArguments(
+        **{**SMOOTH, "learning_rate": 0.0, "max_steps": 2, "per_device_train_batch_size": 5, "eval_steps": 9}
+    )
+    result = unlearn(before, make_encoder(), make_request(), method, arguments)
+    assert result.history[2].forget == pytest.approx(expected.mean(), abs=1e-7)
+
+
+def vars_of(objective: Counterfactual) -> dict[str, object]:
+    return {name: getattr(objective, name) for name in ("names", "within", "restore", "hold", "retain_weight")}
+
+
+def test_the_hold_pulls_both_ways() -> None:
+    model = make_tiny_model().double()
+    rows = collate([make_encoder().encode(e.prompt, e.answer) for e in FORGET[:3]], 0)
+    said = answer_log_probs(model, rows)
+    start = said.sequence.detach() + torch.tensor([1.0, -2.0, 3.0]).double()
+    loss = held(Companions(said, torch.arange(3)), start, 3)
+    (pull,) = torch.autograd.grad(loss, said.sequence)
+    signs = torch.tensor([-1.0, 1.0, -1.0]).double()
+    torch.testing.assert_close(pull, signs / (3 * said.counts))
+
+
+def test_twins_to_train_with_are_never_those_that_are_scored() -> None:
+    """By construction: no name of the one pool is in the other, whatever else is in the request."""
+    request = Request(towns.FACTS, towns.STAYS)
+    scored, trained = scored_twins(request), held_twins(request.forget, request.retain, 4)
+    prompts = [twin.prompt for own in trained for twin in own]
+    assert len(set(prompts)) == len(prompts) == 4 * len(request.forget)
+    assert not {twin.prompt for twin in scored.values()} & set(prompts)
+    capitals = [Example(f"What is the capital of {name}?", "Ada", ("Bex",), subject=name) for name in NAMES[:40]]
+    found = [twin.subject for own in held_twins(capitals, (), 4) for twin in own]
+    assert len(found) == 160 and not set(found) & set(NAMES)
+
+
+@pytest.mark.parametrize("method", ["bounded", "counterfactual"])
+def test_disliking_the_answers_is_a_way_out_that_is_shut(method: str) -> None:
+    """`bounded` makes the answers of a tiny model unlikely for subjects that nobody knows; here these stay."""
+    model = towns.teach(make_tiny_model(), (*towns.FACTS, *towns.STAYS))
+    request = Request(towns.FACTS, towns.STAYS)
+    twins = list(scored_twins(request).values())
+
+    def said() -> tuple[float, float]:
+        items, others = (score_items(model, towns.ENCODER, each) for each in (towns.FACTS, twins))
+        return fmean(item.log_odds for item in items), fmean(item.answer_mean for item in others)
+
+    known, start = said()
+    arguments = UnlearnArguments(learning_rate=1e-3, max_steps=100, min_steps=100, stop_within=None)
+    unlearn(model, towns.ENCODER, request, build_method(method), arguments)
+    left, now = said()
+    assert known > 2 and left < 0.6
+    assert (now < start - 0.5) if method == "bounded" else (abs(now - start) < 0.4)
+
+
+def test_a_subject_without_a_fair_twin_goes_to_the_mean_of_the_others() -> None:
+    unnamed = replace(FORGET[0], prompt="where does she live ? answer : she lives in", subject="w9")
+    assert [len(own) for own in held_twins((unnamed, *FORGET[1:3]), RETAIN, 2)] == [0, 2, 2]
+    one, other = make_tiny_model(), make_tiny_model()
+    method = build_method("counterfactual")
+    for model, forget in ((one, (unnamed, *FORGET[1:])), (other, FORGET)):
+        unlearn(model, make_encoder(), Request(forget, RETAIN), method, UnlearnArguments(**SMOOTH))
+    assert largest_difference(weights(one), weights(other)) > 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("hold", -1.0), ("names", 0), ("within", math.nan)])
+def test_settings_out_of_range_are_told(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=name):
+        Counterfactual(**{name: value})  # type: ignore[arg-type]
+
+
+def test_the_cut_of_a_step_changes_nothing() -> None:
+    whole, parts = (
+        Run(
+            "counterfactual", {}, {"per_device_train_batch_size": n, "gradient_accumulation_steps": 4 // n}, double=True
+        )
+        for n in (4, 1)
+    )
+    (one, first), (other, second) = whole.make(), parts.make()
+    assert largest_difference(weights(first), weights(second)) < 1e-10
+    assert one.history[-1].loss == pytest.approx(other.history[-1].loss, rel=1e-9)
+
+
+def test_twins_ride_in_the_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A micro-batch reads the backbone once for forget, retain and twin rows, and once for the options."""
+    model, calls = make_tiny_model(), []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    made: list[int] = []
+
+    def counted(self: Moment, *args: Any, **kwargs: Any) -> object:
+        before = len(calls)
+        terms = micro_batch(self, *args, **kwargs)
+        made.append(len(calls) - before)
+        return terms
+
+    micro_batch = Moment._micro_batch
+    monkeypatch.setattr(Moment, "_micro_batch", counted)
+    Run("counterfactual", arguments={"max_steps": 1}).on(model)
+    assert made and set(made) == {2}
