@@ -131,6 +131,19 @@ def test_a_subject_without_a_fair_twin_goes_to_the_mean_of_the_others() -> None:
     assert largest_difference(weights(one), weights(other)) > 0
 
 
+def test_without_any_subject_it_is_bounded_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """No twin is fair, so the goals are 0 and nothing is held: the same bits as the two hinges alone."""
+    forget = tuple(replace(e, subject="") for e in FORGET)
+    ways = (("counterfactual", {"within": 0.0}), ("bounded", {"restore": 1.0}))
+    models = []
+    for name, settings in ways:
+        models.append(make_tiny_model())
+        arguments = UnlearnArguments(**SMOOTH)
+        unlearn(models[-1], make_encoder(), Request(forget, RETAIN), build_method(name, settings=settings), arguments)
+    assert largest_difference(weights(models[0]), weights(models[1])) == 0
+    assert sum("names its subject" in record.message for record in caplog.records) == 1
+
+
 @pytest.mark.parametrize(("name", "value"), [("hold", -1.0), ("names", 0), ("within", math.nan)])
 def test_settings_out_of_range_are_told(name: str, value: float) -> None:
     with pytest.raises(InputError, match=name):

@@ -6,6 +6,7 @@ anywhere and taken up again ends in the same bits.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,7 @@ from expunge.unlearning.step import Stepper, adamw
 from expunge.unlearning.stopping import StopReason, StopRule
 from expunge.unlearning.transforms.base import BoundTransform, Site
 
+_log = logging.getLogger(__name__)
 TASK = "unlearn"
 
 
@@ -267,6 +269,8 @@ def step_batches(
 def _twins(encoder: Encoder, forget: Sequence[Example], retain: Sequence[Example], n: int) -> Grouped:
     """Of `n` twins of each forget item what `choices` gives; empty where there is none."""
     found = [tuple(tuple(choices(encoder, twin)) for twin in each) for each in held_twins(forget, retain, n)]
+    if n and not any(found):
+        _log.warning("No forget item names its subject, so nothing holds what is said of others; give it as `subject`.")
     return found if any(found) else ()
 
 
