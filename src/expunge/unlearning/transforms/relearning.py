@@ -8,11 +8,11 @@ forget facts are dealt into as many folds; an attacker is shown those of one fol
 and grad L_f(phi) is of the facts that it was *not* shown: what is attacked is what others teach, which is how
 relearning generalises. Without folds an attacker that lives on has soon been shown every forget fact, and then one
 defends against being told instead; retain rows alone do better there.
-First order:
-g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share one attacker:
-delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of `steps`. Only
-every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both places in turn,
-at little more than the price of none.
+
+First order: g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share
+one attacker: delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of
+`steps`. Only every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both
+places in turn, at little more than the price of none.
 """
 
 from __future__ import annotations
