@@ -77,7 +77,8 @@ def readme() -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     parts = {
         "claims": _claims(),
-        "erase-or-hide": _erase_or_hide(),
+        "erase-or-hide": _erase_or_hide("world_facts_twins"),
+        "erase-or-hide-ignorance": _erase_or_hide("world_facts"),
         "continual": _continual(),
         "verdict": _verdict(),
     }
@@ -98,10 +99,10 @@ def _claims() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _erase_or_hide() -> str:
-    """Recovery by method and attack on world_facts, from docs/results/erase_or_hide.json."""
+def _erase_or_hide(benchmark: str) -> str:
+    """Recovery by method and attack on `benchmark`, from docs/results/erase_or_hide.json."""
     rows = json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8"))
-    own = [row for row in rows if row["benchmark"] == "world_facts"]
+    own = [row for row in rows if row["benchmark"] == benchmark]
     attacks = sorted(
         dict.fromkeys(row["attack"] for row in own), key=lambda each: each not in ("harmful_0.3", "related")
     )
