@@ -46,8 +46,6 @@ FILES = {
 
 if __name__ == "__main__":
     grids = {name: read_yaml(RECIPES / file) for name, file in FILES.items()}
-    drawn, parts = (
-        {"world_facts": "bounded_relearning"},
-        dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts"),
-    )
+    drawn = {"world_facts": "bounded_relearning"}
+    parts = dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts")
     main(Page("erase_or_hide", HEAD, grids, drawn, parts), __doc__)

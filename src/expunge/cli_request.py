@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge.catalogue import DEFAULT_METHOD
-from expunge.console import Bars, guard, out
+from expunge.console import Bars, guard, named, out
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry
@@ -78,9 +78,8 @@ def apply(
         from expunge.recipe import STANDARD_ATTACKS
         from expunge.settings import parse_assignments
 
-        chosen = attacks.split(",") if attacks is not None else STANDARD_ATTACKS
-        asked = expand([each.strip() for each in chosen if each.strip()], {})
-        tried = {each: dict(attack.settings) for each, attack in asked.items()}
+        chosen = expand(named(attacks) or (STANDARD_ATTACKS if attacks is None else ()), {})
+        tried = {each: dict(attack.settings) for each, attack in chosen.items()}
         given: dict[str, Any] = {}
         for key, value in parse_assignments(settings or []).items():
             name, _, setting = key.partition(".")

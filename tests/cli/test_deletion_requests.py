@@ -51,8 +51,9 @@ def add(expunge: Expunge, tmp_path: Path, name: str, forget: tuple[Example, ...]
     return expunge("add", "--forget", files[0], "--retain", files[1], "--id", name, "--reason", f"asked by {name}")
 
 
+STEP = ("--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null")
 SMALL = (
-    *("--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null"),
+    *STEP,
     *("--attacks", "quantise", "--set", "quantise.bits=[8]"),
 )
 
@@ -182,11 +183,10 @@ def test_a_suite_may_be_asked_for_by_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     add(expunge, tmp_path, "first", tiny_examples[:2], tiny_examples[4:6])
-    small = ("--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null")
-    assert expunge("apply", model, "--output", "runs", *small, "--attacks", "quik") == 1
+    assert expunge("apply", model, "--output", "runs", *STEP, "--attacks", "quik") == 1
     assert "quick" in " ".join(capsys.readouterr().err.split())
     fewer = ("--set", "relearn-harmful.max_steps=2")
-    assert expunge("apply", model, "--output", "runs", *small, *fewer, "--attacks", "quick") == 0
+    assert expunge("apply", model, "--output", "runs", *STEP, *fewer, "--attacks", "quick") == 0
     record = json.loads((tmp_path / "runs" / "first" / "record.json").read_text())
     by_name = {attack["name"]: attack for attack in record["attacks"]}
     assert {"relearn-harmful", "quantise", "prompts"} <= by_name.keys()

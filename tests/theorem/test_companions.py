@@ -171,7 +171,7 @@ def test_idk_is_the_mean_nll_of_the_refusals() -> None:
     assert IdkNLL().forget_loss(rows.forget, TOTALS, rows.start()).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("method", ["bounded", "dpo", "idk"])
+@pytest.mark.parametrize("method", ["bounded", "counterfactual", "dpo", "idk"])
 def test_the_cut_of_a_step_changes_nothing(method: str) -> None:
     settings = {"margin": -5.0} if method == "bounded" else {}
     whole, parts = (

@@ -44,7 +44,7 @@ def log_probs(model: torch.nn.Module, asked: list[tuple[str, str]]) -> np.ndarra
 def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second epoch of a run that stands still until then, so that the second twin's turn has come."""
     before, now = make_tiny_model().double(), make_tiny_model(seed=5).double()
-    objective = Counterfactual(names=names, within=within, restore=0.5, hold=0.25, retain_weight=0.0)
+    settings = {"names": names, "objective.within": within, "restore": 0.5, "hold": 0.25, "retain_weight": 0.0}
     twins = held_twins(FORGET, RETAIN, names)
 
     def margins(model: torch.nn.Module, prompts: list[str]) -> np.ndarray:
@@ -67,16 +67,12 @@ def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatc
         return step(self, number)
 
     monkeypatch.setattr(Stepper, "step", look)
-    method = build_method("counterfactual", settings={f"objective.{k}": v for k, v in vars_of(objective).items()})
+    method = build_method("counterfactual", settings=settings)
     arguments = UnlearnArguments(
         **{**SMOOTH, "learning_rate": 0.0, "max_steps": 2, "per_device_train_batch_size": 5, "eval_steps": 9}
     )
     result = unlearn(before, make_encoder(), make_request(), method, arguments)
     assert result.history[2].forget == pytest.approx(expected.mean(), abs=1e-7)
-
-
-def vars_of(objective: Counterfactual) -> dict[str, object]:
-    return {name: getattr(objective, name) for name in ("names", "within", "restore", "hold", "retain_weight")}
 
 
 def test_the_hold_pulls_both_ways() -> None:
@@ -148,18 +144,6 @@ def test_without_any_subject_it_is_bounded_and_says_so(caplog: pytest.LogCapture
 def test_settings_out_of_range_are_told(name: str, value: float) -> None:
     with pytest.raises(InputError, match=name):
         Counterfactual(**{name: value})  # type: ignore[arg-type]
-
-
-def test_the_cut_of_a_step_changes_nothing() -> None:
-    whole, parts = (
-        Run(
-            "counterfactual", {}, {"per_device_train_batch_size": n, "gradient_accumulation_steps": 4 // n}, double=True
-        )
-        for n in (4, 1)
-    )
-    (one, first), (other, second) = whole.make(), parts.make()
-    assert largest_difference(weights(first), weights(second)) < 1e-10
-    assert one.history[-1].loss == pytest.approx(other.history[-1].loss, rel=1e-9)
 
 
 def test_twins_ride_in_the_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:

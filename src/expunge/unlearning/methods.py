@@ -136,6 +136,12 @@ METHODS: Final[dict[str, Method]] = {
         loop={"min_steps": 60, "max_steps": 120},
         summary="held at ignorance while a simulated attacker relearns; may end in disliking the answers",
     ),
+    "bounded_relearning_ssiuu": Method(
+        Bounded(restore=1.0),
+        (replace(_KEPT_DOWN, strength=1.0), SimulatedRelearning()),
+        loop={"min_steps": 60, "max_steps": 120},
+        summary="bounded_relearning with the penalty of ssiuu_best",
+    ),
     "durable": Method(
         Counterfactual(),
         (_ATTACKER,),

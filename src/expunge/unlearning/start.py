@@ -53,16 +53,16 @@ class StartCache:
             if self.retain_states:
                 states = torch.cat([self.retain_states[i] for i in places])
         return StartValues(
-            sequence,
-            logits,
-            self.read.logits,
-            companions,
-            _of_rows(self.companions, part.companions),
-            before,
-            states,
-            twins,
-            _of_rows(self.twins, part.twins),
-            None if self.goals is None else self.goals[part.forget.index],
+            forget=sequence,
+            retain_logits=logits,
+            logits=self.read.logits,
+            companions=companions,
+            companions_start=_of_rows(self.companions, part.companions),
+            forget_logits=before,
+            retain_states=states,
+            twins=twins,
+            twins_start=_of_rows(self.twins, part.twins),
+            goals=None if self.goals is None else self.goals[part.forget.index],
         )
 
 
