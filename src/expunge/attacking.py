@@ -26,7 +26,7 @@ from expunge.folder import read_json, write_json
 from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import folder_hashes
-from expunge.models.load import load_model
+from expunge.models.load import load_model, model_folder
 from expunge.progress import Progress
 from expunge.recipe import Plan
 from expunge.request import Request
@@ -64,6 +64,25 @@ def choose(
     return chosen
 
 
+@dataclass(frozen=True)
+class Original:
+    """The model before unlearning, for attacks that need it.
+
+    Args:
+        folder: a local one, also where the model is on the Hub.
+        hashes: of its files.
+    """
+
+    folder: str
+    hashes: Mapping[str, str]
+
+    @classmethod
+    def at(cls, model: str, revision: str | None) -> Original:
+        """That of a folder or Hub id; errors as in `load_model`."""
+        folder = model_folder(model, revision)
+        return cls(str(folder), folder_hashes(folder))
+
+
 def attack_model(
     model: str,
     *,
@@ -72,7 +91,7 @@ def attack_model(
     chosen: Mapping[str, Chosen],
     folder: Path,
     progress: Progress | None,
-    original: str | None = None,
+    original: Original | None = None,
     like: Mapping[str, AttackResult] | None = None,
     probed: bool = False,
     twins: Mapping[str, Example] | None = None,
@@ -86,7 +105,7 @@ def attack_model(
     loaded = load_model(model, dtype=plan.dtype, device=plan.device)
     encoder = encoder_of(loaded, plan)
     asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
-    on = [dict(loaded.hashes), encoder.describe(), asked, probed, _weights(original)]
+    on = [dict(loaded.hashes), encoder.describe(), asked, probed, dict(original.hashes) if original else None]
     finished = Finished(open_cells(folder / "cells"), on)
     look = cache(partial(_probe, loaded.model, encoder, request, wanted=probed))
     results: dict[str, AttackResult] = {}
@@ -107,7 +126,7 @@ def attack_model(
                     probe=probe,
                     cells=finished.cells,
                     like=split,
-                    original=original,
+                    original=original.folder if original else None,
                     twins=twins,
                 )
                 if seen is not None and before is not None:
@@ -158,11 +177,6 @@ class Finished:
         named = [Path(value) for value in settings.values() if isinstance(value, str)]
         files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
         return f"{attack.name}-{fingerprint([attack.name, settings, files, split, self.on])}"
-
-
-def _weights(model: str | None) -> object:
-    """What is in the folder `model`; the id of one on the Hub."""
-    return folder_hashes(Path(model)) if model and Path(model).is_dir() else model
 
 
 def stored_attack(path: Path) -> AttackResult:

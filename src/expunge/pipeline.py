@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.assemble import Parts, assemble
-from expunge.attacking import attack_model, choose, stored_attack
+from expunge.attacking import Original, attack_model, choose, stored_attack
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
 from expunge.audit.lm_eval import linked
@@ -165,9 +165,8 @@ def attack(
     folder = RunFolder(path)
     subject = folder.load_subject()
     plan, request = subject.plan, subject.request
-    work = partial(
-        attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=subject.original
-    )
+    original = Original.at(subject.original, plan.revision) if subject.original else None
+    work = partial(attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=original)
     twins = None if subject.control else scored_twins(request)
     results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
     if subject.control:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -68,6 +69,23 @@ def test_a_model_that_still_answers_is_stopped_at_the_gate(expunge: Expunge, at:
     record = record_of(at / "run")
     assert record["verdict"] == "NOT FORGOTTEN"
     assert any("not at hand" in reason for reason in record["verdict_details"]["reasons"]) == (len(original) == 1)
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_every_look_at_a_base_on_the_hub_is_of_the_asked_revision(
+    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str | None]()
+
+    def snapshot(_: str, *, revision: str | None, **__: object) -> str:
+        asked.append(revision)
+        return str(at / "taught")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    words = ["--base", "org/taught", "--attacks", "mix", "--set", "revision=v1", "--set", "shares=[0.5]", "-o", "run"]
+    assert audit(expunge, "fresh", *words) == 0
+    assert asked
+    assert set(asked) == {"v1"}
 
 
 @pytest.mark.usefixtures("unrendered")
