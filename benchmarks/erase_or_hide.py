@@ -29,8 +29,9 @@ all methods.
 in the paper); `related`: on other facts of the same kind; `benign`: on everyday instructions, `lora8` through adapters;
 `quantise`: 8 and 4 bits.
 `bounded_relearning` was called durable in its records, as it was the default before made-up subjects were looked at;
-`without_attacker` and `without_way_back` are it without one of its parts. Seconds: of unlearning, on one core
-beside another run.
+on `world_facts`, `without_attacker` and `without_way_back` are it without one of its parts. On `world_facts_twins`
+`without_...` and `constant_rate` are durable without one of its parts (called durable in the records of
+`constant_rate`, as it was before the rate fell). Seconds: of unlearning, on one core beside another run.
 """
 
 FILES = {

@@ -126,20 +126,20 @@ def _tuning(path: Path) -> Iterator[str]:
 
 
 def _tuning_twins(path: Path) -> Iterator[str]:
-    """What was tried on the tuning seed once made-up subjects were the control, as it was written down then."""
+    """What was tried on the tuning seeds once made-up subjects were the control, as it was written down then."""
     if not path.is_file():
         return
     tried = json.loads(path.read_text("utf-8"))
     attacks = list(dict.fromkeys(attack for row in tried for attack in row["attacks"]))
-    yield "\nTried on world_facts, seed 0, against made-up subjects (their log-odds in brackets): recovery, and the"
-    yield "attacked accuracy. Rate: of unlearning; attacks of 16 steps at 5e-5.\n"
-    yield f"| tried | steps | after | held-out | {' | '.join(attacks)} |\n|" + "---|" * (4 + len(attacks))
+    yield "\nTried on world_facts against made-up subjects (their log-odds in brackets): recovery, and the attacked"
+    yield "accuracy. Rate: of unlearning; attacks of 16 steps at 5e-5.\n"
+    yield f"| tried | seed | steps | after | held-out | {' | '.join(attacks)} |\n|" + "---|" * (5 + len(attacks))
     for row in tried:
         after = f"{row['after_log_odds']:+.2f} ({row['after_twins']:+.2f}) / {row['after_accuracy']:.2f}"
         kept = "" if row["held_out_accuracy"] is None else f"{row['held_out_accuracy']:.2f}"
         found = [row["attacks"].get(attack) for attack in attacks]
         cells = ["" if each is None else f"{each['recovery']:.2f} / {each['accuracy']:.2f}" for each in found]
-        yield f"| {' | '.join([row['what'], str(row['steps']), after, kept, *cells])} |"
+        yield f"| {' | '.join([row['what'], str(row['seed']), str(row['steps']), after, kept, *cells])} |"
 
 
 def _trials(path: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@
 A trial is a learning rate: `FACTORS` times the method's usual one. Of those that end within 0.5 of log-odds 0, that
 with the highest mean of retain and held-out accuracy minus mean recovery wins; where none does, the nearest one.
 All trials are written to docs/results/records/erase_or_hide/tuning_people.json; the rates that win are printed, and
-stand in the recipe.
+stand in the recipe. With `--methods` those alone are tried, and the trials of the others are left as they stand.
 """
 
 from __future__ import annotations
@@ -42,20 +42,24 @@ def main() -> None:
     """Run all trials, keep them, and print what won."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="where the runs and their records are kept")
+    parser.add_argument("--methods", help="names of the recipe, with commas between; all where it is left out")
     options = parser.parse_args()
     tree = read_yaml(RECIPE)
+    tried = options.methods.split(",") if options.methods else list(tree["methods"])
     methods = {
         f"{name}@{rate:g}": merge({"method": name, **(own or {})}, {"unlearn": {"learning_rate": rate}})
-        for name, own in tree["methods"].items()
+        for name, own in ((name, tree["methods"][name]) for name in tried)
         for rate in (factor * USUAL.get(name, 5e-4) for factor in FACTORS)
     }
     shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": ATTACKS, "output": str(options.runs)}
     with Bars().shown() as progress:
         records = run_grid(Grid.of(shared, "tuning"), options.runs / "records", progress)
     trials = [_trial(name, own[0]) for name, own in records.items()]
-    won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tree["methods"]}
+    won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tried}
     for trial in trials:
         trial["chosen"] = trial["learning_rate"] == won[trial["method"]]
+    stored: list[Trial] = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else []
+    trials = [trial for trial in stored if trial["method"] not in won] + trials
     STORED.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
     for name, rate in won.items():
         print(f"{name}: {rate:g}")

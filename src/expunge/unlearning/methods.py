@@ -70,7 +70,7 @@ _KEPT_DOWN = AttributionPenalty(
 """The strongest form of the penalty that we found: the neurons' negative influence on the log-odds may not grow."""
 
 _ATTACKER = SimulatedRelearning(mix=1.0, every=2, period=30, retain_share=0.5, folds=2)
-_LONG = {"learning_rate": 5e-5, "min_steps": 100, "max_steps": 140}
+_LONG = {"learning_rate": 7e-5, "lr_scheduler_type": "linear", "min_steps": 108, "max_steps": 120}
 """What made the weights hold best against attackers that were never shown to the method (docs/results)."""
 
 METHODS: Final[dict[str, Method]] = {
