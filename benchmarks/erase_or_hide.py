@@ -47,6 +47,6 @@ FILES = {
 
 if __name__ == "__main__":
     grids = {name: read_yaml(RECIPES / file) for name, file in FILES.items()}
-    drawn = {"world_facts": "bounded_relearning"}
+    drawn = {"world_facts_twins": "durable", "world_facts": "bounded_relearning"}
     parts = dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts")
     main(Page("erase_or_hide", HEAD, grids, drawn, parts), __doc__)
