@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copyfile
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -132,13 +133,17 @@ def _tuning_twins(path: Path) -> Iterator[str]:
     tried = json.loads(path.read_text("utf-8"))
     attacks = list(dict.fromkeys(attack for row in tried for attack in row["attacks"]))
     yield "\nTried on world_facts against made-up subjects (their log-odds in brackets): recovery, and the attacked"
-    yield "accuracy. Rate: of unlearning; attacks of 16 steps at 5e-5.\n"
-    yield f"| tried | seed | steps | after | held-out | {' | '.join(attacks)} |\n|" + "---|" * (5 + len(attacks))
+    yield "accuracy. Rate: of unlearning; attacks of 16 steps at 5e-5. Draws: the mean recovery under harmful tuning"
+    yield "with five draws of the facts it tunes on; relearn-harmful is the first of them.\n"
+    head = f"| tried | seed | steps | after | held-out | {' | '.join(attacks)} | draws |"
+    yield head + "\n|" + "---|" * (6 + len(attacks))
     for row in tried:
         after = f"{row['after_log_odds']:+.2f} ({row['after_twins']:+.2f}) / {row['after_accuracy']:.2f}"
         kept = "" if row["held_out_accuracy"] is None else f"{row['held_out_accuracy']:.2f}"
         found = [row["attacks"].get(attack) for attack in attacks]
         cells = ["" if each is None else f"{each['recovery']:.2f} / {each['accuracy']:.2f}" for each in found]
+        draws = [*row.get("more_draws", ()), row["attacks"]["relearn-harmful"]["recovery"]]
+        cells.append(f"{fmean(draws):.2f}" if len(draws) > 1 else "")
         yield f"| {' | '.join([row['what'], str(row['seed']), str(row['steps']), after, kept, *cells])} |"
 
 
