@@ -77,9 +77,15 @@ class Original:
     hashes: Mapping[str, str]
 
     @classmethod
-    def at(cls, model: str, revision: str | None) -> Original:
-        """That of a folder or Hub id; errors as in `load_model`."""
-        folder = model_folder(model, revision)
+    def find(cls, model: str | None, revision: str | None) -> Original | None:
+        """That of a folder or Hub id; None, with a warning, where it is no longer there: what needs it refuses then."""
+        if model is None:
+            return None
+        try:
+            folder = model_folder(model, revision)
+        except InputError as error:
+            log.warning("The model before unlearning is not at hand: %s", error)
+            return None
         return cls(str(folder), folder_hashes(folder))
 
 

@@ -89,6 +89,18 @@ def test_every_look_at_a_base_on_the_hub_is_of_the_asked_revision(
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_without_its_base_a_run_takes_the_attacks_that_do_not_need_it(
+    expunge: Expunge, at: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert audit(expunge, "fresh", "--base", "taught", "--attacks", "quantise", "--set", "bits=[8]", "-o", "run") == 0
+    (at / "taught").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert expunge("attack", "run", "--attacks", "quantise", "--set", "bits=[4]") == 0
+    assert "not at hand" in caplog.text
+    assert expunge("attack", "run", "--attacks", "mix") == InputError.exit_code
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_alone_a_model_that_says_nothing_passes_no_verdict_of_erased(expunge: Expunge, at: Path) -> None:
     """With a control: what an attack finds by itself counts then, and nothing is said of a time before."""
     words = ["--no-base", "--retain", "retain.jsonl", "--attack", "attack.jsonl", "--control", "other", "-o", "run"]
