@@ -21,7 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from expunge.bench.grid import Grid, run_grid
-from expunge.console import Bars
+from expunge.console import Bars, named
 from expunge.report.record import Record
 from expunge.settings import merge, read_yaml
 
@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("--methods", help="names of the recipe, with commas between; all where it is left out")
     options = parser.parse_args()
     tree = read_yaml(RECIPE)
-    tried = options.methods.split(",") if options.methods else list(tree["methods"])
+    tried = {name: tree["methods"][name] for name in named(options.methods) or tree["methods"]}
     methods = {
         f"{name}@{rate:g}": merge({"method": name, **(own or {})}, {"unlearn": {"learning_rate": rate}})
-        for name, own in ((name, tree["methods"][name]) for name in tried)
+        for name, own in tried.items()
         for rate in (factor * USUAL.get(name, 5e-4) for factor in FACTORS)
     }
     shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": ATTACKS, "output": str(options.runs)}
