@@ -97,13 +97,13 @@ def attack_model(
     chosen: Mapping[str, Chosen],
     folder: Path,
     progress: Progress | None,
-    original: Original | None = None,
+    original: Callable[[], Original | None] = lambda: None,
     like: Mapping[str, AttackResult] | None = None,
     probed: bool = False,
     twins: Mapping[str, Example] | None = None,
 ) -> dict[str, AttackResult]:
     """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
-    which was made from `original`; `twins` are scored beside the items.
+    which was made from `original`, asked for by attacks that need it; `twins` are scored beside the items.
 
     With `probed` the results say what an attack changed inside (rho). An optional attack that refuses the request or
     the model is left out with a warning, unless all do.
@@ -111,7 +111,7 @@ def attack_model(
     loaded = load_model(model, dtype=plan.dtype, device=plan.device)
     encoder = encoder_of(loaded, plan)
     asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
-    on = [dict(loaded.hashes), encoder.describe(), asked, probed, dict(original.hashes) if original else None]
+    on = [dict(loaded.hashes), encoder.describe(), asked, probed]
     finished = Finished(open_cells(folder / "cells"), on)
     look = cache(partial(_probe, loaded.model, encoder, request, wanted=probed))
     results: dict[str, AttackResult] = {}
@@ -120,7 +120,9 @@ def attack_model(
         if like is not None and name not in like:
             continue
         attack, split = make_attack(name, each.settings), like[name] if like else None
-        result = finished.read(attack, split)
+        source = original() if attack.uses_original else None
+        key = finished.key(attack, split, source)
+        result = finished.read(key)
         try:
             if result is None:
                 probe, before = look()
@@ -132,12 +134,12 @@ def attack_model(
                     probe=probe,
                     cells=finished.cells,
                     like=split,
-                    original=original.folder if original else None,
+                    original=source.folder if source else None,
                     twins=twins,
                 )
                 if seen is not None and before is not None:
                     result = replace(result, rho=rho(before, seen))
-                finished.write(attack, split, result)
+                finished.cells[key] = result.to_json()
         except InputError as error:
             if not each.optional or like is not None:
                 raise
@@ -158,31 +160,29 @@ class Finished:
 
     Args:
         cells: where they are kept, beside the cells of attacks that are under way.
-        on: model, tokenizer, questions, whether rho was measured, and the original.
+        on: model, tokenizer, questions, and whether rho was measured.
     """
 
     cells: Cells
     on: Sequence[object]
 
-    def read(self, attack: Attack, like: AttackResult | None) -> AttackResult | None:
+    def read(self, key: str) -> AttackResult | None:
         """The result; None where there is none, or it is damaged."""
-        stored = self.cells.get(self._key(attack, like))
+        stored = self.cells.get(key)
         try:
             return None if stored is None else AttackResult.from_json(stored)
         except ValueError:
-            log.warning("A stored result of %s is damaged, so it is attacked again.", attack.name)
+            log.warning("A stored result (%s) is damaged, so it is attacked again.", key)
             return None
 
-    def write(self, attack: Attack, like: AttackResult | None, result: AttackResult) -> None:
-        """Keep the result."""
-        self.cells[self._key(attack, like)] = result.to_json()
-
-    def _key(self, attack: Attack, like: AttackResult | None) -> str:
+    def key(self, attack: Attack, like: AttackResult | None, original: Original | None) -> str:
+        """The name of what `attack` gives."""
         split = None if like is None else [like.trained_ids, like.held_out_ids]
         settings = TypeAdapter(type(attack)).dump_python(attack, mode="json")
         named = [Path(value) for value in settings.values() if isinstance(value, str)]
         files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
-        return f"{attack.name}-{fingerprint([attack.name, settings, files, split, self.on])}"
+        before = dict(original.hashes) if original else None
+        return f"{attack.name}-{fingerprint([attack.name, settings, files, split, before, self.on])}"
 
 
 def stored_attack(path: Path) -> AttackResult:

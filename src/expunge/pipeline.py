@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def attack(
     folder = RunFolder(path)
     subject = folder.load_subject()
     plan, request = subject.plan, subject.request
-    original = Original.find(subject.original, plan.revision)
+    original = cache(partial(Original.find, subject.original, plan.revision))
     work = partial(attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=original)
     twins = None if subject.control else scored_twins(request)
     results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)

@@ -51,6 +51,8 @@ class Difference(Trials, ABC):
 
     layers: tuple[int, ...] = ()
 
+    uses_original: ClassVar[bool] = True
+
     @abstractmethod
     def undone(self, states: Tensor, shift: Shift) -> Tensor:
         """States [..., d] without what `shift` did to them."""

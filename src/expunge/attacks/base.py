@@ -161,13 +161,14 @@ class Attack(ABC):
     `control_only` marks an attack that can find an answer where there is no knowledge, since it searches for the answer
     itself or has the original at hand: what it brings back says something only beside the same attack on a control.
     `own_scale` marks one whose log-odds are not the model's, so that they make no recovery with those of the original:
-    it is shown, and has no part in the verdict.
+    it is shown, and has no part in the verdict. Only one that `uses_original` is given the model before unlearning.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     control_only: ClassVar[bool] = False
     own_scale: ClassVar[bool] = False
+    uses_original: ClassVar[bool] = False
 
     def run(
         self,
@@ -193,14 +194,15 @@ class Attack(ABC):
                 the best log-odds is returned.
             cells: where finished cells are kept (a folder or a mapping); an interrupted attack goes on from there.
             like: attack with the split of that result, as a control must be.
-            original: folder or Hub id of the model before unlearning, for the attacks that make use of it.
+            original: folder or Hub id of the model before unlearning, for an attack that `uses_original`.
             twins: made-up twins of forget items, by their ids; scored whenever the items are, as their control.
 
         Raises:
             InputError: the request lacks what the attack needs.
         """
         told = progress or Silent()
-        return self.launch(Target(model, encoder, request, told, probe, open_cells(cells), like, original, twins or {}))
+        before = original if self.uses_original else None
+        return self.launch(Target(model, encoder, request, told, probe, open_cells(cells), like, before, twins or {}))
 
     @abstractmethod
     def launch(self, target: Target[T]) -> Attacked[T]:

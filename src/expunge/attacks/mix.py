@@ -43,6 +43,7 @@ class Mix(Trials):
     name: ClassVar[str] = "mix"
     summary: ClassVar[str] = "mix the weights with the original's, score all forgotten facts"
     control_only: ClassVar[bool] = True
+    uses_original: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.shares or not all(0 <= share < 1 for share in self.shares):
