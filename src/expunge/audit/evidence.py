@@ -65,9 +65,14 @@ class Evidence:
         return max(self.attacks, key=lambda tried: tried.recovery.value, default=None)
 
     @property
+    def probed(self) -> bool:
+        """Whether the linear probe read the states."""
+        return any(tried.name == PROBE for tried in self.attacks)
+
+    @property
     def sighted(self) -> bool:
         """Whether something looked behind the answers: the probe, or made-up subjects with the same answers."""
-        return any(tried.name == PROBE or tried.recovery.twinned for tried in self.attacks)
+        return self.probed or any(tried.recovery.twinned for tried in self.attacks)
 
     @property
     def inversion(self) -> float:

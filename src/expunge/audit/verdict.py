@@ -78,6 +78,7 @@ class Verdict:
         budget: what all attacks together spent.
         confidence: "high" if the deciding bound is `firm_distance` clear of its threshold, there are `firm_items`
             forget items and every attack had `firm_seeds` seeds; "moderate" if two of these three hold; else "low".
+            ERASED without the probe is "moderate" at most: made-up subjects in its place were not part of the proof.
     """
 
     label: Label
@@ -283,7 +284,7 @@ def _confidence(evidence: Evidence, rule: Rule, label: Label, finding: Finding) 
         bool(evidence.attacks) and all(tried.recovery.seeds >= rule.firm_seeds for tried in evidence.attacks),
     ]
     grades: tuple[Confidence, ...] = ("low", "low", "moderate", "high")
-    return grades[sum(firm)]
+    return grades[min(sum(firm), 2) if label == "ERASED" and not evidence.probed else sum(firm)]
 
 
 def _overreach(kept: Kept, rule: Rule) -> str:
