@@ -69,7 +69,11 @@ _KEPT_DOWN = AttributionPenalty(
 )
 """The strongest form of the penalty that we found: the neurons' negative influence on the log-odds may not grow."""
 
+_BESIDE = replace(_KEPT_DOWN, strength=1.0)
+"""That, as strong as the loss, for beside an attacker."""
+
 _ATTACKER = SimulatedRelearning(mix=1.0, every=2, period=30, retain_share=0.5, folds=2)
+_HELD = {"min_steps": 60, "max_steps": 120}
 _LONG = {"learning_rate": 7e-5, "lr_scheduler_type": "linear", "min_steps": 108, "max_steps": 120}
 """What made the weights hold best against attackers that were never shown to the method (docs/results)."""
 
@@ -133,13 +137,13 @@ METHODS: Final[dict[str, Method]] = {
     "bounded_relearning": Method(
         Bounded(restore=1.0),
         (SimulatedRelearning(),),
-        loop={"min_steps": 60, "max_steps": 120},
+        loop=_HELD,
         summary="held at ignorance while a simulated attacker relearns; may end in disliking the answers",
     ),
     "bounded_relearning_ssiuu": Method(
         Bounded(restore=1.0),
-        (replace(_KEPT_DOWN, strength=1.0), SimulatedRelearning()),
-        loop={"min_steps": 60, "max_steps": 120},
+        (_BESIDE, SimulatedRelearning()),
+        loop=_HELD,
         summary="bounded_relearning with the penalty of ssiuu_best",
     ),
     "durable": Method(
@@ -167,7 +171,7 @@ METHODS: Final[dict[str, Method]] = {
     ),
     "durable_ssiuu": Method(
         Counterfactual(),
-        (replace(_KEPT_DOWN, strength=1.0), _ATTACKER),
+        (_BESIDE, _ATTACKER),
         loop=_LONG,
         summary="durable with the penalty of ssiuu_best",
     ),
