@@ -3,11 +3,11 @@
     phi = theta + delta,   delta <- delta - Adam( grad CE(rows) at phi ),   `steps` times
     g   = (1 - mix) grad L_f(theta) + mix grad L_f(phi) + grad L_r(theta)
 
-The rows are those of retain facts or, with `retain_share` below 1, also of forget facts. With `folds` above 1 the
-forget facts are dealt into as many folds; an attacker is shown those of one fold, the next attacker those of the next,
-and grad L_f(phi) is of the facts that it was *not* shown: what is attacked is what others teach, which is how
-relearning generalises. Without folds an attacker that lives on has soon been shown every forget fact, and then one
-defends against being told instead; retain rows alone do better there.
+The rows are those of retain facts or, with `retain_share` below 1, also of forget facts, those of other steps. With
+`folds` above 1 the forget facts are dealt into as many folds; an attacker is shown those of one fold, the next attacker
+those of the next, and grad L_f(phi) is of the facts that it was *not* shown: what is attacked is what others teach,
+which is how relearning generalises. It did not pay on a real model: docs/results/erase_or_hide.md has `two_folds`
+beside durable, which shows and defends all.
 
 First order: g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share
 one attacker: delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of
