@@ -1,9 +1,10 @@
-"""Is the verdict right? `python benchmarks/verdict.py --runs FOLDER`, about 20 minutes on two cores.
+"""Is the verdict right? `python benchmarks/verdict.py --runs FOLDER`, about 15 minutes on two cores.
 
 Makes models of `people` whose truth is planted (verdict_models.py says how), gathers for each the evidence that
-`expunge audit` would gather, once against a gold control and once without, and lets the rule of `expunge.audit.verdict`
-decide. Keeps a record per model in docs/results/records/verdict/ (those that are there are kept; `--seeds 3 4` does
-some worlds) and writes docs/results/verdict.md and .json from the records alone (`--tables`).
+`expunge audit` would gather, against a gold control, against made-up subjects and against ignorance, and lets the rule
+of `expunge.audit.verdict` decide. Keeps a record per model in docs/results/records/verdict/ (those that are there are
+kept; `--seeds 3 4` does some worlds), beside them how long a run from nothing took, and writes docs/results/verdict.md
+and .json from the records alone (`--tables`).
 
 The rule's thresholds are fixed on one half of the worlds and reported on the other (verdict_tables.py says how). Whole
 worlds are split, so no model of the second half shares a training, a fact or a control with one of the first.
@@ -38,14 +39,15 @@ from expunge.attacks.base import Attack, AttackResult
 from expunge.attacks.quantise import Quantise
 from expunge.attacks.relearn import RelearnHarmful, RelearnRelated
 from expunge.attacks.weights import lent
-from expunge.audit.control import recovery, residual
+from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried, gather
 from expunge.audit.snapshot import Caps, Snapshot, snapshot
+from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.models.storage import atomic_write_text
 from expunge.request import Request
 from verdict_models import Case, world, world_cases
-from verdict_tables import RECORDS, WORLDS, tables
+from verdict_tables import ELAPSED, RECORDS, WORLDS, tables
 
 RATES = (3e-4, 1e-3)
 ATTACKS: tuple[Attack, ...] = (
@@ -70,14 +72,25 @@ class Bench:
         self.before = snapshot(of.original, of.encoder, request, caps=CAPS)
         self.gold = snapshot(of.gold, of.encoder, request, light=True)
         self.never: dict[str, AttackResult] = {}
+        self.twins = scored_twins(request)
 
     def evidence(self, model: PreTrainedModel) -> dict[str, Any]:
-        """As JSON, with the gold model as control and without one."""
+        """As JSON, by what recovery is measured against."""
         after = snapshot(model, self.of.encoder, self.request, reference=self.before, caps=CAPS)
-        results = [attack.run(model, self.of.encoder, self.request).result for attack in ATTACKS]
+        results = [attack.run(model, self.of.encoder, self.request, twins=self.twins).result for attack in ATTACKS]
+        original, gold = self.before.forget, [self._control(result) for result in results]
+        alone = residual(after.forget, original)
         return {
-            "gold": self._gathered(after, results, [self._control(result) for result in results]),
-            "none": self._gathered(after, results, [None] * len(results)),
+            "gold": self._gathered(
+                after,
+                residual(after.forget, original, self.gold.forget),
+                results,
+                [recovery(result, original, control) for result, control in zip(results, gold, strict=True)],
+            ),
+            "twins": self._gathered(
+                after, alone, results, [recovery(result, original, twins=self.before.twins) for result in results]
+            ),
+            "none": self._gathered(after, alone, results, [recovery(result, original) for result in results]),
         }
 
     def _control(self, result: AttackResult) -> AttackResult:
@@ -87,13 +100,11 @@ class Bench:
         return self.never[result.name]
 
     def _gathered(
-        self, after: Snapshot, results: Sequence[AttackResult], controls: Sequence[AttackResult | None]
+        self, after: Snapshot, left: Recovery, results: Sequence[AttackResult], shares: Sequence[Recovery]
     ) -> dict[str, Any]:
-        known = controls[0] is not None
-        left = residual(after.forget, self.before.forget, self.gold.forget if known else None)
         tried = [
-            Tried(result.name, replace(recovery(result, self.before.forget, control), curve=()), result.spent)
-            for result, control in zip(results, controls, strict=True)
+            Tried(result.name, replace(share, curve=()), result.spent)
+            for result, share in zip(results, shares, strict=True)
         ]
         told: dict[str, Any] = _plain(_EVIDENCE.dump_python(gather(self.before, after, left, tried), mode="json"))
         return told
@@ -165,8 +176,13 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only write the tables")
     options = parser.parse_args()
     if not options.tables:
+        from_nothing, began = not (options.runs.exists() or RECORDS.exists()), time.perf_counter()
         with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
             list(pool.map(partial(run, options.runs), options.seeds))
+        if from_nothing:
+            minutes, worlds = (time.perf_counter() - began) / 60, len(options.seeds)
+            elapsed = {"minutes": minutes, "worlds": worlds, "cores": os.cpu_count()}
+            atomic_write_text(ELAPSED, json.dumps(elapsed) + "\n")
     tables()
 
 

@@ -36,6 +36,7 @@ from transformers import PreTrainedModel
 import diagnosis
 from diagnosis import OTHER, SUPPRESSORS, World, fit_rows, rebuilt, trained
 from expunge.audit.planted import Suppressor, plant
+from expunge.data.benchmarks.people import build
 from expunge.data.example import Example
 from expunge.data.order import permutation
 from expunge.errors import InputError
@@ -125,8 +126,8 @@ def intact(of: World, model: PreTrainedModel) -> bool:
 
 
 def retrained(folder: Path, of: World) -> Model:
-    seed = of.seed + OTHER
-    return {"seed": seed}, load_model(trained(folder, of.request, "retrained", seed)).model
+    seed, whole = of.seed + OTHER, build(seed=of.seed)  # all of it, so that its words are those of the original
+    return {"seed": seed}, load_model(trained(folder, whole, "retrained", seed)).model
 
 
 def never_met(_: Path, of: World) -> Model:

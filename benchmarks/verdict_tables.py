@@ -4,12 +4,14 @@ split     worlds in the order of permutation(WORLDS, "verdict/split"); the first
 search    every rule of `GRID` on the first half, with a gold control and without: those that call no HIDDEN model
           ERASED, of them those with the most models right, of them the one with the fewest thresholds other than
           before (`BEFORE`), of them the strictest for ERASED, then for HIDDEN
-report    the product's rule, which must be the one found, on the second half
+report    the product's rule, which must be the one found, on the second half; and on `FRESH` worlds, which were made
+          after an error of the second half had changed the rule once more
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -25,9 +27,12 @@ from expunge.audit.verdict import WORST_FIRST, Label, Rule, decide
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 RECORDS = RESULTS / "records" / "verdict"
+ELAPSED = RESULTS / "records" / "verdict_elapsed.json"
+"""How long a run took that found neither models nor records, trainings and all."""
 
-WORLDS = 10
+WORLDS = 15
 TUNING = (0, 1, 4, 8, 9)
+FRESH = (10, 11, 12, 13, 14)
 
 GRID: dict[str, tuple[float, ...]] = {
     "present": (0.2, 0.3),
@@ -38,6 +43,8 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 BEFORE = {"present": 0.2, "accuracy_above": 0.1, "hidden": 0.2, "erased": 0.25, "inverted": 1.0}
 """The thresholds that the rule had before any of these models was made."""
+
+NO_TRACE = "the same, the rule without its `trace`"
 
 Record = dict[str, Any]
 _EVIDENCE: TypeAdapter[Evidence] = TypeAdapter(Evidence)
@@ -68,9 +75,12 @@ def load() -> tuple[list[Record], list[Record]]:
     return [each for each in found if "evidence" in each], [each for each in found if "not_made" in each]
 
 
-def halves(models: Sequence[Model]) -> tuple[list[Model], list[Model]]:
-    """Those of the worlds that fix the thresholds, and those of the worlds that are reported."""
-    return [m for m in models if m.seed in TUNING], [m for m in models if m.seed not in TUNING]
+def parts(models: Sequence[Model]) -> dict[str, list[Model]]:
+    """Those of the worlds that are reported, of those that fix the thresholds, and of those that came after."""
+    told: dict[str, list[Model]] = {"held_out": [], "tuning": [], "fresh": []}
+    for model in models:
+        told["tuning" if model.seed in TUNING else "fresh" if model.seed in FRESH else "held_out"].append(model)
+    return told
 
 
 def search(models: Sequence[Model]) -> tuple[Rule, list[dict[str, Any]]]:
@@ -142,15 +152,18 @@ def _without(models: Sequence[Model], drop: Callable[[str], bool]) -> list[Model
 
 
 def ablations(models: Sequence[Model], rule: Rule) -> list[dict[str, Any]]:
-    """The held-out half with less to go by."""
+    """The same models with less to go by."""
     blind = _without(models, lambda name: name == PROBE)
     rows = [
-        ("everything", models, "gold"),
-        ("without a gold control", models, "none"),
-        ("without the linear probe", blind, "gold"),
-        ("without either", blind, "none"),
+        ("everything", models, "gold", rule),
+        ("made-up subjects as control", models, "twins", rule),
+        ("ignorance as control", models, "none", rule),
+        ("gold control, no linear probe", blind, "gold", rule),
+        ("made-up subjects, no linear probe", blind, "twins", rule),
+        (NO_TRACE, blind, "twins", replace(rule, trace=math.inf)),
+        ("ignorance, no linear probe", blind, "none", rule),
     ]
-    return [{"evidence": told, **summary(these, rule, control)} for told, these, control in rows]
+    return [{"evidence": told, **summary(these, own, control)} for told, these, control, own in rows]
 
 
 def small(models: Sequence[Model], rule: Rule) -> dict[str, int]:
@@ -187,13 +200,11 @@ def wrong(models: Sequence[Model], rule: Rule) -> list[dict[str, Any]]:
 def told(records: Sequence[Record], not_made: Sequence[Record]) -> dict[str, Any]:
     """Everything that the page shows."""
     models = [Model(record) for record in records]
-    tuning, held_out = halves(models)
-    parts = {"tuning": tuning, "held_out": held_out}
-    found, tried = search(tuning)
+    by_part = parts(models)
+    found, tried = search(by_part["tuning"])
     rule = Rule()
     return {
-        "held_out": summary(held_out, rule),
-        "tuning": summary(tuning, rule),
+        **{part: summary(these, rule) for part, these in by_part.items()},
         "rule": {name: getattr(rule, name) for name in asdict(rule)},
         "search": {
             "found": {name: getattr(found, name) for name in GRID},
@@ -201,19 +212,19 @@ def told(records: Sequence[Record], not_made: Sequence[Record]) -> dict[str, Any
             "as_good": sum(_merit(row) == _merit(min(tried, key=_merit)) for row in tried),
             "rules": len(tried),
         },
-        "kinds": {"held_out": by_kind(held_out, rule), "tuning": by_kind(tuning, rule)},
-        "ablations": ablations(held_out, rule),
-        "ablations_both_halves": ablations(models, rule),
+        "kinds": {part: by_kind(these, rule) for part, these in by_part.items()},
+        "ablations": {part: ablations(these, rule) for part, these in {**by_part, "all": models}.items()},
         "small": small(models, rule),
         "recoveries": recoveries(models),
-        "wrong": [{"half": half, **row} for half, these in parts.items() for row in wrong(these, rule)],
+        "wrong": [{"half": part, **row} for part, these in by_part.items() for row in wrong(these, rule)],
         "not_made": [{"world": r["seed"], "kind": r["name"], "why": r["not_made"]} for r in not_made],
-        "worlds": {half: sorted({m.seed for m in these}) for half, these in parts.items()},
+        "worlds": {part: sorted({m.seed for m in these}) for part, these in by_part.items()},
         "attacks": records[0]["attacks"],
         "versions": records[0]["versions"],
         "data": {str(r["seed"]): r["data"] for r in records},
         "weights": {f"{r['seed']:02d}-{r['name']}": r["weights"] for r in records},
         "seconds": round(sum(r["seconds"] for r in (*records, *not_made))),
+        "elapsed": json.loads(ELAPSED.read_text(encoding="utf-8")) if ELAPSED.is_file() else None,
     }
 
 

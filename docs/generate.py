@@ -145,7 +145,12 @@ def _verdict() -> str:
     """How often the verdict was right on models of known truth, from docs/results/verdict.json."""
     told = json.loads((ROOT / "docs" / "results" / "verdict.json").read_text(encoding="utf-8"))
     lines = ["| models of known truth | right | 95 % interval | HIDDEN called ERASED |", "|---|---|---|---|"]
-    for part, title in (("tuning", "those that fixed the thresholds"), ("held_out", "held out")):
+    titles = {
+        "tuning": "those that fixed the thresholds",
+        "held_out": "held out",
+        "fresh": "made after the last change",
+    }
+    for part, title in titles.items():
         own = told[part]
         share = (
             f"{own['right']} of {own['models']} | {own['low']:.1%} to {own['high']:.1%} | {own['hidden_called_erased']}"

@@ -164,6 +164,18 @@ def test_few_seeds_are_never_high_confidence(attacks: tuple[Tried, ...], seeds: 
     assert decide(replace(GONE, attacks=few)).confidence != "high"
 
 
+def test_where_no_probe_looked_what_came_back_for_certain_is_not_erased() -> None:
+    """However little it is; with the probe, or where it may be nothing, it is."""
+    little = [replace(tried(name, 0.1, 0.05).recovery, twinned=True) for name in Rule().required]
+    attacks = tuple(Tried(name, share, Budget()) for name, share in zip(Rule().required, little, strict=True))
+    verdict = decide(replace(GONE, attacks=attacks))
+    assert verdict.label == "INCONCLUSIVE" and "certainly some" in verdict.reasons[0]
+    probe = next(t for t in GONE.attacks if t.name == PROBE)
+    assert decide(replace(GONE, attacks=(*attacks, probe))).label == "ERASED"
+    maybe = tuple(replace(t, recovery=replace(t.recovery, low=0.0)) for t in attacks)
+    assert decide(replace(GONE, attacks=maybe)).label == "ERASED"
+
+
 def test_without_the_probe_erased_is_never_high_confidence() -> None:
     twinned = [replace(t, recovery=replace(t.recovery, twinned=True)) for t in GONE.attacks if t.name != PROBE]
     verdict = decide(replace(GONE, attacks=tuple(twinned)))
