@@ -133,8 +133,8 @@ def _tuning_twins(path: Path) -> Iterator[str]:
     tried = json.loads(path.read_text("utf-8"))
     attacks = list(dict.fromkeys(attack for row in tried for attack in row["attacks"]))
     yield "\nTried on world_facts against made-up subjects (their log-odds in brackets): recovery, and the attacked"
-    yield "accuracy. Rate: of unlearning; attacks of 16 steps at 5e-5, of 32 where they are at 1e-4. Draws: the mean"
-    yield "recovery under harmful tuning with five draws of the facts it tunes on; relearn-harmful is the first of them.\n"
+    yield "accuracy. Rate: of unlearning; attacks of 16 steps at 5e-5, of 32 where they are at 1e-4. Draws:"
+    yield "mean recovery under harmful tuning, five draws of the facts it tunes on; relearn-harmful is the first.\n"
     head = f"| tried | seed | steps | after | held-out | {' | '.join(attacks)} | draws |"
     yield head + "\n|" + "---|" * (6 + len(attacks))
     for row in tried:
