@@ -91,6 +91,16 @@ def test_a_run_that_went_too_far_goes_back_along_its_last_stretch() -> None:
     assert largest_difference(line, weights(model)) < 1e-6
 
 
+def test_fewer_steps_than_a_method_asks_for_are_all_made_and_end_at_the_target_too() -> None:
+    """Somebody's max_steps below the method's own min_steps must not leave the answers inverted."""
+    short = {"eval_steps": 4, "stop_log_odds": -1.0, "stop_within": 0.05, "max_steps": 20}
+    free, _ = Run("ga", arguments={**short, "stop_within": None, "stop_log_odds": -99.0}).make()
+    assert free.final.log_odds < -1.5
+    result, _ = Run("ga", arguments={**short, "min_steps": 100}).make()
+    assert (result.steps, result.stop_reason) == (20, StopReason.FORGOTTEN)
+    assert abs(result.final.log_odds + 1) <= 0.05
+
+
 def test_time_is_a_budget() -> None:
     result, _ = Run("ga", arguments={"max_seconds": 0.0}).make()
     assert (result.steps, result.stop_reason) == (0, StopReason.MAX_SECONDS)

@@ -50,7 +50,8 @@ class UnlearnArguments:
             ignorance, less is inversion; None for no such condition.
         stop_within: tolerance of `stop_log_odds`, nats per token. A run that went further past goes back along its last
             stretch until it is within, so that all methods stop at the same forget score; None lets it be.
-        min_steps: steps that are made whatever the scores: a method that hardens what it has forgotten needs them.
+        min_steps: steps that are made whatever the scores: a method that hardens what it has forgotten needs them. Of a
+            smaller `max_steps` all are made.
         stop_accuracy: and, if given, when the forget accuracy is at most this.
         max_seconds: the budget of time, resumed runs included; None for no limit.
         checkpoint_seconds: time between two checkpoints, if there is an output folder.
@@ -92,6 +93,11 @@ class UnlearnArguments:
             raise InputError(
                 "There is no such schedule.", f"{self.lr_scheduler_type!r}", nearest(self.lr_scheduler_type, known)
             )
+
+    @property
+    def least_steps(self) -> int:
+        """How many steps are made whatever the scores."""
+        return min(self.min_steps, self.max_steps)
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`, counted from 0."""

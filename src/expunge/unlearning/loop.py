@@ -220,7 +220,7 @@ class _Loop:
             return None, scores
         if not self._landing.overshot(scores):
             self._landing.keep()
-        elif step >= self._stepper.arguments.min_steps:
+        elif step >= self._stepper.arguments.least_steps:
             return self._landing.land(self._score)
         return None, scores
 

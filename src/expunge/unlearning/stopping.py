@@ -61,7 +61,7 @@ class StopRule:
             log_odds=arguments.stop_log_odds if graded else None,
             within=arguments.stop_within or 0.0,
             accuracy=arguments.stop_accuracy if graded else None,
-            min_steps=arguments.min_steps,
+            min_steps=arguments.least_steps,
             max_steps=arguments.max_steps,
             max_seconds=arguments.max_seconds,
             max_rise=math.inf if vocabulary is None else math.log(vocabulary),
