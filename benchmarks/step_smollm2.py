@@ -12,7 +12,7 @@ from shapes import demo_facts, smollm2
 
 BATCH = 8
 IN_TURN = 4
-"""Steps that durable makes in turn, of which every second is its attacker's; the first of them begins a new attacker."""
+"""Steps that durable makes in turn; every second is its attacker's, and the first of them begins a new attacker."""
 
 
 def measure(settings: Settings, result: Result) -> None:
