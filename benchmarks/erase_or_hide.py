@@ -30,10 +30,11 @@ in the paper); `related`: on other facts of the same kind; `benign`: on everyday
 `quantise`: 8 and 4 bits.
 `bounded_relearning` was called durable in its records, as it was the default before made-up subjects were looked at;
 on `world_facts`, `without_attacker` and `without_way_back` are it without one of its parts. On `world_facts_twins`
-`without_...` is durable without one of its parts; `two_folds` is what durable was before (half of the facts shown to
-an attacker, the other half defended), and `constant_rate` what that was before its rate fell; both are called durable
-in their records, and durable's own were made as `without_folds`. Seconds: of unlearning, on one core beside another
-run.
+`without_...` is durable without one of its parts; what begins with `half_` makes half of the steps, and `half_as_long`
+is what durable was before; `two_folds` is what it was before that (half of the facts shown to an attacker, the other
+half defended), and `constant_rate` that before its rate fell. In the records they have the names that they had then:
+durable is `twice_as_long` there, `half_as_long` durable or `without_folds`, the other two durable. Seconds: of
+unlearning, on one core beside another run.
 """
 
 FILES = {

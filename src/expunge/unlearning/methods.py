@@ -74,7 +74,7 @@ _BESIDE = replace(_KEPT_DOWN, strength=1.0)
 
 _ATTACKER = SimulatedRelearning(mix=1.0, every=2, period=30, retain_share=0.5)
 _HELD = {"min_steps": 60, "max_steps": 120}
-_LONG = {"learning_rate": 7e-5, "lr_scheduler_type": "linear", "min_steps": 108, "max_steps": 120}
+_LONG = {"learning_rate": 7e-5, "lr_scheduler_type": "linear", "min_steps": 216, "max_steps": 240}
 """What made the weights hold best against attackers that were never shown to the method (docs/results)."""
 
 METHODS: Final[dict[str, Method]] = {
