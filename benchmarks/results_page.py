@@ -80,7 +80,7 @@ class Page:
         lines += [
             *_tuning(self.records / "tuning.json"),
             *_tuning_twins(self.records / "tuning_twins.json"),
-            *_trials(self.records / "tuning_people.json"),
+            *(line for name in self.grids for line in _trials(self.records / f"tuning_rates_{name}.json", name)),
         ]
         write_results(self.name, lines, dump_json(found))
 
@@ -147,8 +147,8 @@ def _tuning_twins(path: Path) -> Iterator[str]:
         yield f"| {' | '.join([row['what'], str(row['seed']), str(row['steps']), after, kept, *cells])} |"
 
 
-def _trials(path: Path) -> Iterator[str]:
-    """The same number of trials for every method, as benchmarks/tune_people.py kept them; the one taken is bold."""
+def _trials(path: Path, grid: str) -> Iterator[str]:
+    """The same number of trials for every method, as benchmarks/tune.py kept them; the one taken is bold."""
     if not path.is_file():
         return
     found: dict[str, list[str]] = {}
@@ -156,9 +156,9 @@ def _trials(path: Path) -> Iterator[str]:
         kept = (trial["retain"] + trial["held_out"]) / 2
         told = f"{trial['learning_rate']:g}: {trial['log_odds']:+.2f} / {kept:.2f} / {trial['recovery']:.2f}"
         found.setdefault(trial["method"], []).append(f"**{told}**" if trial["chosen"] else told)
-    yield "\nTried on people, on seed 0, the same number of trials for every method (the rule is in"
-    yield "`benchmarks/tune_people.py`); learning rate: log-odds after / retain and held-out accuracy / mean recovery."
-    yield "Bold is what the grid took.\n"
+    yield f"\nTried on {grid}, on seed 0, the same number of trials for every method named (the rule is in"
+    yield "`benchmarks/tune.py`); learning rate: log-odds after / retain and held-out accuracy / mean recovery."
+    yield "Bold is what won.\n"
     yield "| method | trials |\n|---|---|"
     for method, trials in found.items():
         yield f"| {method} | {'; '.join(trials)} |"

@@ -1,11 +1,11 @@
-"""The same number of trials for every method of recipes/people_methods.yaml, on a seed that no table has.
+"""The same number of trials for every method of a grid, on a seed that no table has.
 
-    python benchmarks/tune_people.py --runs FOLDER
+    python benchmarks/tune.py people --runs FOLDER
 
-A trial is a learning rate: `FACTORS` times the method's usual one. Of those that end within 0.5 of log-odds 0, that
-with the highest mean of retain and held-out accuracy minus mean recovery wins; where none does, the nearest one.
-All trials are written to docs/results/records/erase_or_hide/tuning_people.json; the rates that win are printed, and
-stand in the recipe. With `--methods` those alone are tried, and the trials of the others are left as they stand.
+A trial is a learning rate: the grid's factors times the method's usual one. Of those that end within 0.5 of log-odds 0,
+that with the highest mean of retain and held-out accuracy minus mean recovery wins; where none does, the nearest one.
+All trials are written to docs/results/records/erase_or_hide/tuning_rates_GRID.json; the rates that win are printed,
+and stand in the recipe. With `--methods` those alone are tried, and the trials of the others are left as they stand.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,14 +27,51 @@ from expunge.report.record import Record
 from expunge.settings import merge, read_yaml
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "recipes" / "people_methods.yaml"
-STORED = ROOT / "docs" / "results" / "records" / "erase_or_hide" / "tuning_people.json"
 SEED = 0
-FACTORS = (0.3, 1.0, 3.0, 10.0)
-USUAL = {"mrp": 2e-2, "repselect": 2e-3}
-"""What the factors are of, where it is not 5e-4."""
 WITHIN = 0.5
-ATTACKS = {name: {"learning_rates": [5e-4, 2e-3], "max_steps": 24} for name in ("relearn-harmful", "relearn-related")}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is tried on one grid.
+
+    Args:
+        recipe: in the folder of recipes.
+        rate: that most methods usually have.
+        usual: method -> its own, where it is not `rate`.
+        factors: of the usual rate, one a trial.
+        attacks: that every trial meets.
+    """
+
+    recipe: str
+    rate: float
+    usual: Mapping[str, float]
+    factors: tuple[float, ...]
+    attacks: Mapping[str, Mapping[str, Any]]
+
+    def rates(self, method: str) -> list[float]:
+        """Those that are tried."""
+        return [factor * self.usual.get(method, self.rate) for factor in self.factors]
+
+
+_RELEARN = ("relearn-harmful", "relearn-related")
+
+GRIDS = {
+    "people": Tuned(
+        "people_methods.yaml",
+        5e-4,
+        {"mrp": 2e-2, "repselect": 2e-3},
+        (0.3, 1.0, 3.0, 10.0),
+        {name: {"learning_rates": [5e-4, 2e-3], "max_steps": 24} for name in _RELEARN},
+    ),
+    "world_facts_twins": Tuned(
+        "world_facts_twins.yaml",
+        5e-5,
+        {"repselect": 1e-4},
+        (0.1, 0.3, 1.0),
+        {name: {"learning_rates": [5e-5], "max_steps": 16, "eval_every": 8} for name in _RELEARN},
+    ),
+}
 
 Trial = dict[str, Any]
 
@@ -41,26 +79,29 @@ Trial = dict[str, Any]
 def main() -> None:
     """Run all trials, keep them, and print what won."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", choices=list(GRIDS), help="whose methods are tuned")
     parser.add_argument("--runs", type=Path, required=True, help="where the runs and their records are kept")
     parser.add_argument("--methods", help="names of the recipe, with commas between; all where it is left out")
     options = parser.parse_args()
-    tree = read_yaml(RECIPE)
+    tuned = GRIDS[options.grid]
+    tree = read_yaml(ROOT / "recipes" / tuned.recipe)
     tried = {name: tree["methods"][name] for name in named(options.methods) or tree["methods"]}
     methods = {
         f"{name}@{rate:g}": merge({"method": name, **(own or {})}, {"unlearn": {"learning_rate": rate}})
         for name, own in tried.items()
-        for rate in (factor * USUAL.get(name, 5e-4) for factor in FACTORS)
+        for rate in tuned.rates(name)
     }
-    shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": ATTACKS, "output": str(options.runs)}
+    shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": tuned.attacks, "output": str(options.runs)}
     with Bars().shown() as progress:
         records = run_grid(Grid.of(shared, "tuning"), options.runs / "records", progress)
     trials = [_trial(name, own[0]) for name, own in records.items()]
     won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tried}
     for trial in trials:
         trial["chosen"] = trial["learning_rate"] == won[trial["method"]]
-    stored: list[Trial] = json.loads(STORED.read_text(encoding="utf-8")) if STORED.exists() else []
+    kept = ROOT / "docs" / "results" / "records" / "erase_or_hide" / f"tuning_rates_{options.grid}.json"
+    stored: list[Trial] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     trials = [trial for trial in stored if trial["method"] not in won] + trials
-    STORED.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
+    kept.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
     for name, rate in won.items():
         print(f"{name}: {rate:g}")
 
