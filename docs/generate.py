@@ -99,10 +99,14 @@ def _claims() -> str:
     return "\n".join(lines) + "\n"
 
 
+HISTORY = ("two_folds", "constant_rate")
+"""What durable was long ago: on the page of results only."""
+
+
 def _erase_or_hide(benchmark: str) -> str:
     """Recovery by method and attack on `benchmark`, from docs/results/erase_or_hide.json."""
     rows = json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8"))
-    own = [row for row in rows if row["benchmark"] == benchmark]
+    own = [row for row in rows if row["benchmark"] == benchmark and row["method"] not in HISTORY]
     attacks = sorted(
         dict.fromkeys(row["attack"] for row in own), key=lambda each: each not in ("harmful_0.3", "related")
     )
