@@ -27,7 +27,7 @@ from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import folder_hashes
 from expunge.models.load import load_model, model_folder
-from expunge.progress import Progress
+from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Plan
 from expunge.request import Request
 
@@ -121,7 +121,7 @@ def attack_model(
             continue
         attack, split = make_attack(name, each.settings), like[name] if like else None
         source = original() if attack.uses_original else None
-        key = finished.key(attack, split, source)
+        key, label = finished.key(attack, split, source), name.partition("@")[2]
         result = finished.read(key)
         try:
             if result is None:
@@ -130,7 +130,7 @@ def attack_model(
                     loaded.model,
                     encoder,
                     request,
-                    progress=progress,
+                    progress=Named(progress or Silent(), label) if label else progress,
                     probe=probe,
                     cells=finished.cells,
                     like=split,

@@ -129,6 +129,17 @@ def test_the_verdict_is_a_word_a_sentence_and_a_shape_of_its_own() -> None:
     assert len(set(shapes)) == len(set(meanings)) == 5
 
 
+def test_many_reasons_are_folded_but_none_is_lost() -> None:
+    record = make_record("graddiff")
+    reasons = tuple(f"Reason number {n}." for n in range(23))
+    told = record.verdict_details.model_copy(update={"reasons": reasons})
+    page = render([record.model_copy(update={"verdict_details": told})])
+    card = re.findall(r'<article class="card">(.*?)</article>', page, re.DOTALL)[0]
+    before, folded = card.split("<details")
+    assert (before.count("Reason number"), folded.count("Reason number")) == (10, 13)
+    assert "13 more reasons" in folded
+
+
 def test_every_section_is_there_in_order(two: str) -> None:
     heads = re.findall(r"<h2[^>]*>(.*?)</h2>", two, re.DOTALL)
     assert [re.sub("<.*?>", "", h).split(",")[0] for h in heads[2:]] == [

@@ -257,7 +257,7 @@ _CHECKS: tuple[tuple[Label, Callable[[Evidence, Rule], Finding | None]], ...] = 
 
 
 def _facts(evidence: Evidence, rule: Rule) -> list[str]:
-    """What a reader wants to know whatever decided."""
+    """What a reader wants to know whatever decided; of the attacks that which brought back most first."""
     before, after = evidence.before, evidence.after
     facts = [
         f"Forget accuracy went from {before.accuracy:.2f} to {after.accuracy:.2f} (chance {after.chance:.2f}), "
@@ -266,11 +266,6 @@ def _facts(evidence: Evidence, rule: Rule) -> list[str]:
     if evidence.inversion > rule.inverted:
         facts.append(_inversion(evidence))
     facts += [
-        f"{tried.name}: {_share(tried.recovery)} {'can be read' if tried.name == PROBE else 'came back'}, measured "
-        f"against {tried.recovery.control}."
-        for tried in evidence.attacks
-    ]
-    facts += [
         f"{kept.name}: accuracy {kept.before.accuracy:.2f} to {kept.after.accuracy:.2f}, "
         f"{max(kept.margin_lost, 0):.0%} of the margin over chance lost{_overreach(kept, rule)}."
         for kept in evidence.kept
@@ -278,6 +273,11 @@ def _facts(evidence: Evidence, rule: Rule) -> list[str]:
     ]
     if evidence.language is not None:
         facts.append(f"The perplexity of plain text is {evidence.language.factor:.2f} times what it was.")
+    facts += [
+        f"{tried.name}: {_share(tried.recovery)} {'can be read' if tried.name == PROBE else 'came back'}, measured "
+        f"against {tried.recovery.control}."
+        for tried in sorted(evidence.attacks, key=lambda tried: -tried.recovery.value)
+    ]
     return facts
 
 

@@ -139,7 +139,7 @@ def _attack_row(place: int, run: Labelled, attack: Attack) -> AttackRow:
         accuracy=f"{percent(attack.start.accuracy)} → {percent(attack.accuracy)}",
         log_odds=f"{signed(attack.start.log_odds)} → {signed(attack.log_odds)}",
         facts=str(attack.start.n),
-        best=visible(best.place) if best else NONE,
+        best=visible(best.place, 60) if best else NONE,
         half=NONE if half is None else f"{half}",
         rho=number(attack.rho, 2),
         seconds=duration(attack.seconds),
