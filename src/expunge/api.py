@@ -106,7 +106,7 @@ def audit(
         template: plain prompts or the tokenizer's chat template.
         output: where the record and the report go; an interrupted audit goes on there.
         progress: told of every step.
-        settings: dtype, device, revision (of `base`), or fields of the attacks.
+        settings: dtype, matmul_precision, device, revision (of `base`), or fields of the attacks.
 
     Raises:
         InputError: data or checkpoints cannot be read, or do not fit together.

@@ -40,7 +40,9 @@ def audit(
     template: Annotated[Literal["plain", "chat"], typer.Option(help="How prompts are written.")] = "plain",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="K=V", help="dtype, device, revision (of BASE), or an attack's; repeat."),
+        typer.Option(
+            "--set", metavar="K=V", help="dtype, device, revision (of BASE) and such, or an attack's; repeat."
+        ),
     ] = None,
     lm_eval: Annotated[
         list[str] | None, typer.Option("--lm-eval", metavar="TASK", help="A task file of lm-eval; may be repeated.")

@@ -34,7 +34,7 @@ from expunge.source import from_files
 
 log = logging.getLogger(__name__)
 
-TOP_LEVEL = ("dtype", "device", "revision")
+TOP_LEVEL = ("dtype", "matmul_precision", "device", "revision")
 
 NO_TRAINING: dict[str, Any] = {
     "steps": 0,
@@ -119,7 +119,7 @@ def plan_of(
 
     Args:
         output: the folder of the audit; runs/audit-NAME, with the name of the model, where None.
-        settings: of `Comparison` (dtype, device, revision), or of the attacks.
+        settings: of `Comparison` (dtype, matmul_precision, device, revision), or of the attacks.
 
     Raises:
         InputError: a setting has the wrong type or value.
@@ -263,6 +263,6 @@ def _require_same(
     begun = Comparison.load(folder.comparison)
     stored = folder.load_request().hashes(), read_json(folder.source), read_json(folder.training)
     asked = request.hashes(), json.loads(json.dumps(source)), json.loads(json.dumps(training))
-    how = ("template", "dtype", "model")
+    how = ("template", "dtype", "matmul_precision", "model")
     if stored != asked or any(getattr(begun, name) != getattr(comparison, name) for name in how):
         raise folder.refusal("only the same audit, of the same models with the same data, goes on")

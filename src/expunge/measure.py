@@ -67,7 +67,7 @@ def measure(
         name=str(loaded.model.config.model_type) + " " + loaded.folder.name,
         source=_source(loaded),
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
-        dtype=plan.dtype,
+        dtype=plan.numbers,
         template=plan.template,
         bos=str(encoder.describe()["bos"]),
     )

@@ -29,6 +29,7 @@ from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
 from expunge.models.memory import peak_bytes
+from expunge.models.precision import matmul_precision
 from expunge.models.scores import score_items
 from expunge.models.storage import weights_hash
 from expunge.models.tensors import save_tensors
@@ -45,7 +46,7 @@ from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import join_processes, main_process_first
 
-TOP_LEVEL = ("seed", "dtype", "device", "revision")
+TOP_LEVEL = ("seed", "dtype", "matmul_precision", "device", "revision")
 
 
 def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,22 +113,23 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
     progress = progress or Silent()
     method, arguments = check(recipe)
     start = time.perf_counter()
-    with main_process_first():
-        source = prepare(recipe, progress)
-    loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
-    folder, encoder = RunFolder(Path(recipe.output)), encoder_of(loaded, recipe)
-    processes, _ = join_processes()
-    if processes.main:
-        _begin(folder, recipe, source, dict(loaded.hashes))
-    prepared = time.perf_counter()
-    try:
-        result = unlearn_model(
-            loaded.model, encoder, source.request, method, arguments, output=folder.path, progress=progress
-        )
-    except InputError:
-        if processes.main and not (folder.path / "metrics.jsonl").exists():
-            shutil.rmtree(folder.path)
-        raise
+    with matmul_precision(recipe.matmul_precision, recipe.device):
+        with main_process_first():
+            source = prepare(recipe, progress)
+        loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
+        folder, encoder = RunFolder(Path(recipe.output)), encoder_of(loaded, recipe)
+        processes, _ = join_processes()
+        if processes.main:
+            _begin(folder, recipe, source, dict(loaded.hashes))
+        prepared = time.perf_counter()
+        try:
+            result = unlearn_model(
+                loaded.model, encoder, source.request, method, arguments, output=folder.path, progress=progress
+            )
+        except InputError:
+            if processes.main and not (folder.path / "metrics.jsonl").exists():
+                shutil.rmtree(folder.path)
+            raise
     if not processes.main:
         return result
     learnt = time.perf_counter()
@@ -168,10 +170,11 @@ def attack(
     original = cache(partial(Original.find, subject.original, plan.revision))
     work = partial(attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=original)
     twins = None if subject.control else scored_twins(request)
-    results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
-    if subject.control:
-        told = Named(progress or Silent(), "control")
-        work(subject.control, folder=folder.control_attacks, like=results, progress=told)
+    with matmul_precision(plan.matmul_precision, plan.device):
+        results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
+        if subject.control:
+            told = Named(progress or Silent(), "control")
+            work(subject.control, folder=folder.control_attacks, like=results, progress=told)
     return list(results.values())
 
 
@@ -179,7 +182,10 @@ def attack_checkpoint(
     model: str, recipe: Recipe, request: Request, folder: Path, progress: Progress | None = None
 ) -> dict[str, AttackResult]:
     """The recipe's attacks on another checkpoint or request than those of its run; results are stored in `folder`."""
-    return attack_model(model, plan=recipe, request=request, chosen=choose(recipe), folder=folder, progress=progress)
+    with matmul_precision(recipe.matmul_precision, recipe.device):
+        return attack_model(
+            model, plan=recipe, request=request, chosen=choose(recipe), folder=folder, progress=progress
+        )
 
 
 def audit(
@@ -197,10 +203,11 @@ def audit(
     folder = RunFolder(path)
     subject = folder.load_subject()
     start = time.perf_counter()
-    asked = ask_lm_eval(subject.model, subject.plan, lm_eval, folder.path)
-    basis, after = _measured(subject, progress, baselines if baselines is not None else {})
     plan, training = subject.plan, subject.training
-    control, reading = measure_control(subject.control, plan, subject.request) if subject.control else (None, None)
+    with matmul_precision(plan.matmul_precision, plan.device):
+        asked = ask_lm_eval(subject.model, plan, lm_eval, folder.path)
+        basis, after = _measured(subject, progress, baselines if baselines is not None else {})
+        control, reading = measure_control(subject.control, plan, subject.request) if subject.control else (None, None)
     attacks = [
         (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
         for file in sorted(folder.attacks.glob("*.json"))
@@ -243,7 +250,8 @@ def _measured(subject: Subject, progress: Progress | None, baselines: dict[str, 
     if subject.original is None:
         after = measure(subject.model, plan, request, progress=progress)
         return Basis.assumed(after), after
-    key = json.dumps([subject.original, subject.hashes, request.hashes(), plan.template, plan.dtype], sort_keys=True)
+    how = [plan.template, plan.dtype, plan.matmul_precision]
+    key = json.dumps([subject.original, subject.hashes, request.hashes(), *how], sort_keys=True)
     if key not in baselines:
         baselines[key] = measure(subject.original, plan, request, progress=progress)
     before = baselines[key]
@@ -290,10 +298,13 @@ def verify(path: Path, sample: int = 8) -> list[str]:
         if kept is None or kept.sha256 != link.sha256:
             raise InputError("The answers of lm-eval are not the record's.", link.file, "Audit the run again.")
         lines.append(f"lm-eval: {len(link.tasks)} task files as in the record")
-    loaded = load_model(subject.model, dtype=subject.plan.dtype, device=subject.plan.device)
+    plan = subject.plan
+    loaded = load_model(subject.model, dtype=plan.dtype, device=plan.device)
     known = {item.id: item.after.log_odds for item in record.items if item.split == "forget"}
     examples = random.Random(0).sample(request.forget, min(sample, len(request.forget)))
-    for item in score_items(loaded.model, encoder_of(loaded, subject.plan), examples):
+    with matmul_precision(plan.matmul_precision, plan.device):
+        scored = score_items(loaded.model, encoder_of(loaded, plan), examples)
+    for item in scored:
         told = known[item.id]
         if told is not None and abs(item.log_odds - told) > 1e-2:
             raise InputError(

@@ -72,6 +72,8 @@ class Plan(_Strict):
         control: a folder with a model that never knew the facts; `trained` models bring their own.
         revision: of the Hub id of the model before unlearning.
         dtype: of all models.
+        matmul_precision: of products of float32 matrices, in torch's words: `highest`, or `high` and `medium`, which
+            round off more and are faster on GPUs and on CPUs with bfloat16 units.
         template: `plain` prompts or the tokenizer's `chat` template.
         device: of all models.
         attacks: names, each with its settings or none; a label after @ lets one attack stand there several times.
@@ -82,6 +84,7 @@ class Plan(_Strict):
     control: str | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     template: Literal["plain", "chat"] = "plain"
     device: str = "cpu"
     attacks: dict[str, dict[str, Any]] = Field(default_factory=_standard_attacks)
@@ -97,6 +100,14 @@ class Plan(_Strict):
         if isinstance(attacks, dict):
             return {**value, "attacks": {name: settings or {} for name, settings in attacks.items()}}
         return value
+
+    @property
+    def numbers(self) -> str:
+        """What the models compute with, in words."""
+        rounded = (
+            "" if self.matmul_precision == "highest" else f", matrix products at {self.matmul_precision} precision"
+        )
+        return self.dtype + rounded
 
     def to_yaml(self) -> str:
         """The plan as YAML that `load` reads back to an equal one."""

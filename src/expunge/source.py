@@ -67,15 +67,18 @@ def _trained(recipe: Recipe, progress: Progress) -> Source:
         )
     request = built(benchmark, recipe.data, known=None)
     model, gold = (
-        made_here(benchmark.name, name, *_training(benchmark, request, recipe.data.seed, with_forget), progress)
+        made_here(benchmark.name, name, recipe, *_training(benchmark, request, recipe.data.seed, with_forget), progress)
         for name, with_forget in (("trained-on-all", True), ("gold", False))
     )
     return Source(model, recipe.control or gold, request)
 
 
-def made_here(benchmark: str, name: str, depends_on: object, make: Callable[..., object], progress: Progress) -> str:
+def made_here(
+    benchmark: str, name: str, recipe: Recipe, depends_on: object, make: Callable[..., object], progress: Progress
+) -> str:
     """The folder of a model that is trained here, once for all runs that depend on the same."""
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    depends = [depends_on, recipe.matmul_precision]
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / benchmark / key / name
     if not (folder / "config.json").is_file():
         make(output=folder, progress=progress)

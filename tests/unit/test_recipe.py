@@ -69,6 +69,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"data": {}}, "name a benchmark"),
         ({"data": {"benchmark": "b", "forget": "f"}}, "not both"),
         ({"dtype": "float8"}, "dtype"),
+        ({"matmul_precision": "low"}, "matmul_precision"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, object], hint: str) -> None:

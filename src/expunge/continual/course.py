@@ -33,6 +33,7 @@ from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
 from expunge.models.checkpoint import atomic_write_text, save_pretrained_atomic
 from expunge.models.load import LoadedModel, load_model
+from expunge.models.precision import matmul_precision
 from expunge.models.projections import load_rows
 from expunge.models.scores import score_items
 from expunge.models.storage import weights_hash
@@ -97,6 +98,14 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
     _require_own(place, recipe)
     if place.record.is_file():
         return Course.load(place.record)
+    with matmul_precision(recipe.matmul_precision, recipe.device):
+        course = _course(recipe, place, told)
+    atomic_write_text(place.record, course.dumps())
+    return course
+
+
+def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
+    """What happens from the first request to the relearning at the end."""
     begin = begin_course(recipe, told)
     stream = begin.stream
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +118,7 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
     last = len(stream.ids)
     end = _load(str(place.model(last)), recipe)
     moments = [Moment.model_validate_json(place.moment(i).read_text("utf-8")) for i in range(last + 1)]
-    course = Course(
+    return Course(
         stream=str(recipe.data.benchmark),
         method=recipe.method,
         recipe=recipe.model_dump(mode="json", exclude={"output": True, "data": {"folder"}}),
@@ -131,8 +140,6 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
             "expunge": __version__,
         },
     )
-    atomic_write_text(place.record, course.dumps())
-    return course
 
 
 def begin_course(recipe: Recipe, progress: Progress) -> Begin:
@@ -145,22 +152,22 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
         model = fetched(recipe, progress)
         return Begin(model, built(source, data, known_by(model, recipe)))
     stream = built(source, data, known=None)
-    whole = _trained(source, stream, len(stream.ids), data.seed, progress, with_forget=True)
+    whole = _trained(source, stream, len(stream.ids), recipe, progress, with_forget=True)
     prefixes = range(1, len(stream.ids) + 1)
     return Begin(
-        whole, stream, tuple(_trained(source, stream, n, data.seed, progress, with_forget=False) for n in prefixes)
+        whole, stream, tuple(_trained(source, stream, n, recipe, progress, with_forget=False) for n in prefixes)
     )
 
 
 def _trained(
-    source: Benchmark[Stream], stream: Stream, number: int, seed: int, progress: Progress, *, with_forget: bool
+    source: Benchmark[Stream], stream: Stream, number: int, recipe: Recipe, progress: Progress, *, with_forget: bool
 ) -> str:
     if source.train is None:
         raise InputError("`model: trained` needs a stream that trains its own model.", "model", source.name)
-    request = stream.so_far(number)
+    request, seed = stream.so_far(number), recipe.data.seed
     name = "trained-on-all" if with_forget else "gold"
     make = partial(source.train, request, with_forget=with_forget, seed=seed)
-    return made_here(source.name, name, [request.hashes(), seed], make, progress)
+    return made_here(source.name, name, recipe, [request.hashes(), seed], make, progress)
 
 
 def _require_own(place: Place, recipe: Recipe) -> None:

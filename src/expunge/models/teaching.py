@@ -56,7 +56,7 @@ def teach(
     encoded = [encoder.encode(example.prompt, example.answer) for example in examples]
     order = PairedOrder(len(examples), 0, lessons.batch_size, lessons.seed)
     steps = lessons.epochs * order.steps_per_epoch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, steps)
     progress.start(TASK, steps)
     for step in range(steps):
