@@ -59,15 +59,15 @@ def test_by_hand_against_ignorance() -> None:
 
 
 def test_by_hand_against_a_gold_model() -> None:
-    """(3 - 1) / (5 - 0.5), the control read at the moment of the attack's best point and not at its own best."""
-    attacked = result(point([0, 0]), point([2, 4], 2), point([1, 1], 4))
-    control = result(point([0, 1]), point([1, 1], 2), point([9, 9], 4))
+    """(3 - 1) / (5 - 0.5), where the lead is largest: at step 2, not at step 4 where both stand higher."""
+    attacked = result(point([0, 0]), point([2, 4], 2), point([6, 6], 4))
+    control = result(point([0, 1]), point([-1, 3], 2), point([9, 9], 4))
     found = recovery(attacked, items([5, 5]), control)
     assert found.value == pytest.approx(2 / 4.5)
-    assert found.curve == pytest.approx((-0.5 / 4.5, 2 / 4.5, -8 / 4.5))
+    assert found.curve == pytest.approx((-0.5 / 4.5, 2 / 4.5, -3 / 4.5))
     assert (found.control, found.control_log_odds) == (GOLD_MODEL, 1.0)
-    # Best accuracy 1 is met first at step 2, where the control has 1 as well.
-    assert found.accuracy == 0.0
+    # All right at step 2, where the control has half; half was right at its start.
+    assert found.accuracy == pytest.approx((1 - 0.5) / (1 - 0.5))
 
 
 def test_a_model_that_never_knew_recovers_nothing_and_one_that_only_hid_it_recovers_all() -> None:
@@ -98,11 +98,19 @@ def test_seeds_are_averaged_each_at_its_own_best_point() -> None:
     assert found.low < found.value < found.high
 
 
-def test_more_attack_never_recovers_less_of_one_seed() -> None:
+@pytest.mark.parametrize("gold", [False, True])
+def test_more_attack_never_recovers_less_of_one_seed(gold: bool) -> None:
+    """Also where the attack teaches the control faster than it brings back what the model had."""
     rng = np.random.default_rng(1)
-    curve = [point(rng.normal(step / 10, 1, 20), step) for step in range(0, 20, 2)]
-    values = [recovery(result(*curve[: n + 1]), items([4] * 20)).value for n in range(len(curve))]
-    assert values == sorted(values)
+    moments = range(0, 20, 2)
+    curve = [point(rng.normal(step / 10, 1, 20), step) for step in moments]
+    taught = [point(rng.normal(step / 5, 1, 20), step) for step in moments]
+    found = [
+        recovery(result(*curve[: n + 1]), items([4] * 20), result(*taught[: n + 1]) if gold else None)
+        for n in range(len(curve))
+    ]
+    for values in ([each.value for each in found], [each.accuracy for each in found]):
+        assert values == sorted(values)
 
 
 @pytest.mark.parametrize("knew", [[0.0] * 4, [-2.0] * 4, [0.05] * 4])

@@ -12,9 +12,9 @@ s is the mean log-odds of the held-out items, t a moment (learning rate, seed, s
 The first where there is one. Else R is the larger one of the other two, bound by bound: whoever hides facts by making
 their answers unlikely for every subject is found out by an item's lead over its twin, and whoever makes the answers
 likely for every subject is measured against ignorance as before. So twins never make a recovery smaller. The score of
-an attack is R where its log-odds (against twins: the lead over these) are highest over learning rates and time,
-averaged over seeds. Its interval resamples items, each with its values in all three models, and seeds; the choice of
-the moment is part of the attack and is not resampled.
+an attack is R where the lead over the control is largest over learning rates and time, averaged over seeds: more of an
+attack never brings back less. Its interval resamples items, each with its values in all three models, and seeds; the
+choice of the moment is part of the attack and is not resampled.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Recovery:
         value: R of the log-odds; 0 where the original knew no more than the control.
         low: lower bound of the interval, NaN where `value` means nothing.
         high: upper bound.
-        accuracy: R of the accuracy, at the attack's best accuracy.
+        accuracy: R of the accuracy, where its lead over the control's is largest.
         items: number of items.
         seeds: number of the attack's seeds.
         control: `GOLD_MODEL`, `MADE_UP` or `IGNORANCE`.
-        control_log_odds: s(control, t) at the attack's best point.
+        control_log_odds: s(control, t) at the moment of R.
         control_accuracy: of the control at the attack's best accuracy.
         curve: R at each point of the attack's curve.
         note: what a reader has to know of the twins, in words.
@@ -126,31 +126,29 @@ def _recovery(
         raise InputError(
             "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
         )
-    knew = _pick(original, attacked.held_out_ids)
-    seeds = dict.fromkeys(point.seed for point in attacked.curve)
-    peaks = [max(_of_seed(attacked.curve, each), key=lambda point: point.log_odds) for each in seeds]
-    tables = Tables(
-        now=np.array([point.item_log_odds for point in peaks]),
-        never=np.array([_never(control, point, len(knew)) for point in peaks]),
+    knew, curve = _pick(original, attacked.held_out_ids), attacked.curve
+    tables, shares = _at_largest_lead(
+        curve,
+        now=np.array([point.item_log_odds for point in curve]),
+        never=np.array([_never(control, point, len(knew)) for point in curve]),
         known=_log_odds(knew),
-        start=_never(control, attacked.curve[0], len(knew)),
+        start=_never(control, curve[0], len(knew)),
     )
-    top = attacked.best_accuracy
-    floor, began = attacked.start.chance, attacked.start.chance
-    if control is not None:
-        floor, began = _same_moment(control, top).accuracy, control.start.accuracy
+
+    def floor(moment: CurvePoint) -> float:
+        return attacked.start.chance if control is None else _same_moment(control, moment).accuracy
+
+    began = attacked.start.chance if control is None else control.start.accuracy
+    ahead = max(point.accuracy - floor(point) for point in (*curve, attacked.best_accuracy))
     return Recovery(
         *tables.share(level, seed),
-        accuracy=_ratio(top.accuracy - floor, summarise(knew).accuracy - began, 0.0),
+        accuracy=_ratio(ahead, summarise(knew).accuracy - began, 0.0),
         items=len(knew),
-        seeds=len(peaks),
+        seeds=len(tables.now),
         control=IGNORANCE if control is None else GOLD_MODEL,
         control_log_odds=float(tables.never.mean()),
-        control_accuracy=floor,
-        curve=tuple(
-            _ratio(p.log_odds - float(_never(control, p, len(knew)).mean()), tables.scale, LEAST_KNOWLEDGE)
-            for p in attacked.curve
-        ),
+        control_accuracy=floor(attacked.best_accuracy),
+        curve=shares,
     )
 
 
@@ -167,13 +165,10 @@ def lead(
     if missing := [i for i in ids if i not in twins or twins[i].id != attacked.twin_ids[i]]:
         raise InputError("The attack scored other twins.", missing[0], "Run `expunge attack` again.")
     columns = [attacked.held_out_ids.index(i) for i in ids]
-    points = [(p, np.array(p.item_log_odds)[columns], np.array(p.twin_log_odds)) for p in attacked.curve]
-    leads = [float((now - never).mean()) for _, now, never in points]
-    seeds = dict.fromkeys(point.seed for point in attacked.curve)
-    peaks = [max((n for n, (p, *_) in enumerate(points) if p.seed == s), key=leads.__getitem__) for s in seeds]
-    tables = Tables(
-        now=np.array([points[n][1] for n in peaks]),
-        never=np.array([points[n][2] for n in peaks]),
+    tables, shares = _at_largest_lead(
+        attacked.curve,
+        now=np.array([point.item_log_odds for point in attacked.curve])[:, columns],
+        never=np.array([point.twin_log_odds for point in attacked.curve]),
         known=_log_odds(_pick(original, ids)),
         start=_log_odds([twins[i] for i in ids]),
     )
@@ -181,11 +176,11 @@ def lead(
         *tables.share(level, seed),
         accuracy=math.nan,
         items=len(ids),
-        seeds=len(peaks),
+        seeds=len(tables.now),
         control=MADE_UP,
         control_log_odds=float(tables.never.mean()),
         control_accuracy=attacked.start.chance,
-        curve=tuple(_ratio(each, tables.scale, LEAST_KNOWLEDGE) for each in leads),
+        curve=shares,
     )
 
 
@@ -245,7 +240,7 @@ class Tables:
     """Log-odds by item of the three models that R compares.
 
     Args:
-        now: of the unlearned model at the best moment of each seed, [seeds, items].
+        now: of the unlearned model where it leads the control most, [seeds, items].
         never: of the control at the same moments, [seeds, items].
         known: of the original before any attack, [items].
         start: of the control before any attack, [items].
@@ -275,6 +270,17 @@ class Tables:
         return statistic(*whole), *bootstrap(statistic, self.now.shape, level=level, seed=seed)
 
 
+def _at_largest_lead(
+    curve: Sequence[CurvePoint], *, now: Values, never: Values, known: Values, start: Values
+) -> tuple[Tables, tuple[float, ...]]:
+    """The tables at each seed's moment of the largest lead, and R at every moment; `now`, `never` [moments, items]."""
+    leads = (now - never).mean(axis=1)
+    seeds = dict.fromkeys(point.seed for point in curve)
+    peaks = [max((n for n, p in enumerate(curve) if p.seed == s), key=leads.__getitem__) for s in seeds]
+    tables = Tables(now[peaks], never[peaks], known, start)
+    return tables, tuple(_ratio(float(each), tables.scale, LEAST_KNOWLEDGE) for each in leads)
+
+
 def _ratio(part: float, whole: float, least: float, otherwise: float = 0.0) -> float:
     return float(part / whole) if whole > 0 and whole >= least else otherwise
 
@@ -290,10 +296,6 @@ def _pick(items: Sequence[ItemScore], ids: Sequence[str]) -> tuple[ItemScore, ..
     if missing:
         raise InputError("Scores of an item are missing.", missing[0], "Score every model on the same items.")
     return tuple(by_id[i] for i in ids)
-
-
-def _of_seed(curve: Sequence[CurvePoint], seed: int) -> list[CurvePoint]:
-    return [point for point in curve if point.seed == seed]
 
 
 def _never(control: AttackResult | None, moment: CurvePoint, items: int) -> Values:
