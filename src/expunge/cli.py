@@ -250,10 +250,15 @@ def list_(kind: Annotated[Literal["methods", "attacks", "benchmarks"], typer.Arg
     """
 
     def work() -> None:
+        from rich.table import Table
+
         from expunge import catalogue
 
+        listed = Table.grid(padding=(0, 2))
+        listed.add_column(style="bold", no_wrap=True)
         for name, summary in catalogue.describe(kind):
-            out.print(f"[bold]{name:<18}[/] {summary}")
+            listed.add_row(name, summary)
+        out.print(listed)
 
     guard(work)
 
