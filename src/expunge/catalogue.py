@@ -7,8 +7,8 @@ from typing import Final, Literal
 DEFAULT_METHOD: Final = "durable"
 
 
-def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[str, str]]:
-    """(name, summary) of every method, attack or benchmark, streams of requests last."""
+def describe(kind: Literal["methods", "attacks", "suites", "benchmarks"]) -> list[tuple[str, str]]:
+    """(name, summary) of every method, attack, suite of attacks or benchmark, streams of requests last."""
     if kind == "methods":
         from expunge.unlearning.methods import METHODS
 
@@ -17,6 +17,10 @@ def describe(kind: Literal["methods", "attacks", "benchmarks"]) -> list[tuple[st
         from expunge.attacks.catalogue import ATTACKS
 
         return [(name, attack.summary) for name, attack in ATTACKS.items()]
+    if kind == "suites":
+        from expunge.attacks.suites import SUITES
+
+        return [(name, ", ".join(suite)) for name, suite in SUITES.items()]
     from expunge.data.benchmarks import BENCHMARKS
     from expunge.data.benchmarks.streams import STREAMS
 

@@ -243,7 +243,9 @@ def demo(
 
 
 @app.command("list")
-def list_(kind: Annotated[Literal["methods", "attacks", "benchmarks"], typer.Argument(show_default=False)]) -> None:
+def list_(
+    kind: Annotated[Literal["methods", "attacks", "suites", "benchmarks"], typer.Argument(show_default=False)],
+) -> None:
     """List what can be named.
 
     **Example:** `expunge list methods`

@@ -216,7 +216,8 @@ def test_usage_errors_leave_with_1(expunge: Expunge, wrong: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("methods", "ssiuu"), ("attacks", "relearn-harmful"), ("benchmarks", "world_facts")]
+    ("kind", "name"),
+    [("methods", "ssiuu"), ("attacks", "relearn-harmful"), ("suites", "thorough"), ("benchmarks", "world_facts")],
 )
 def test_lists(expunge: Expunge, capsys: pytest.CaptureFixture[str], kind: str, name: str) -> None:
     assert expunge("list", kind) == 0
