@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from expunge.data.benchmarks import tofu
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
+from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.models.scores import score_items, summarise
 from expunge.models.teaching import Lessons, teach
@@ -112,3 +113,10 @@ def test_the_real_files() -> None:
     assert isinstance(request, Request)
     assert (len(request.forget), len(request.retain), len(request.attack)) == (40, 320, 40)
     assert all(example.answer not in example.options for example in request.forget)
+    named = {example.subject for example in (*request.forget, *request.retain, *request.test["held_out"])}
+    assert len(named) == 20 and {"Hsiao Yun-Hwa", "Basil Mahfouz Al-Kuwaiti", "Xin Lee Williams"} <= named
+    twins = scored_twins(request)
+    assert len(twins) > 0.75 * len(request.forget)
+    for item in request.forget:
+        told = str(twins[item.id].to_json()) if item.id in twins else ""
+        assert not any(part in told for part in item.subject.split()), told

@@ -99,12 +99,23 @@ def test_a_name_has_the_form_of_the_real_one(subject: str, prompt: str, form: st
         asked("Where is Romania?", "Oman"),
         asked("What is the capital of Mexico?", "Mexico", "Mexico City"),
         asked("What is the capital of Guinea-Bissau?", "Guinea-Bissau", "Bissau"),
+        asked("Who was Ada King?", "Ada King", "Ada King was a poet.", ("Mrs King was a nun.", "She was a nun.")),
+        asked("Who was Augusta King?", "Augusta King", "Augusta was a poet.", ("Augusta was a nun.",)),
         asked("What is --?", "--"),
         asked("Who is the of?", "the of"),
     ],
 )
 def test_none_where_the_subject_is_not_named_or_its_answers_give_it_away(example: Example) -> None:
     assert twin(example) is None
+
+
+def test_a_subject_that_answer_and_options_name_is_invented_there_too() -> None:
+    """A name that stands in all of them tells none of them apart."""
+    other = twin(asked("Who was Ada King?", "Ada King", "Ada King was a poet.", ("Mrs King, Ada to all, was a nun.",)))
+    assert other is not None
+    first, last = other.subject.split()
+    assert other.prompt == f"Who was {first} {last}?"
+    assert (other.answer, *other.options) == (f"{first} {last} was a poet.", f"Mrs {last}, {first} to all, was a nun.")
 
 
 def test_a_twin_is_asked_as_its_item_is() -> None:

@@ -5,7 +5,8 @@
 
 What a model makes of a twin it makes of the wording and of its liking for the answers, never of the subject; so an
 item's lead over its twin is what the model has about the subject (arXiv:2104.08315 scores an answer against the same
-answer after a question that says nothing, for the same reason).
+answer after a question that says nothing, for the same reason). Where the answer and all options name the subject,
+they name the invented one in the twin.
 
 An invented name has the form of the real one: a word for a word, in its case, with what joins the words kept; other
 digits for digits and other letters for the letters of a code, as many of them.
@@ -82,7 +83,7 @@ def twin(example: Example, seed: int = 0) -> Example | None:
 def twins(examples: Sequence[Example], seed: int = 0, *, besides: Iterable[Example] = ()) -> tuple[Example | None, ...]:
     """The twin of each example, or None where none would be fair.
 
-    That is where the prompt does not name the subject, and where the answer or an option does, so that the name alone
+    That is where the prompt does not name the subject, and where some of answer and options do, so that the name alone
     tells them apart. One subject has one invented name, two have two; no word of it stands anywhere in `examples` or
     `besides`.
     """
@@ -153,14 +154,20 @@ def _twin(example: Example, name: str | None) -> Example | None:
     if name is None:
         return None
     rename = Renaming(example.subject, name)
+    choices = example.answer, *example.options
+    if all(map(rename.names_it, choices)):
+        choices = tuple(map(rename, choices))
     telling = {word for word in map(str.casefold, _WORD.findall(_core(example.subject))) if len(word) > 3}
-    choices = " ".join((example.answer, *example.options))
-    if not rename.names_it(example.prompt) or rename.names_it(choices) or telling & set(_all_words(choices)):
+    told = " ".join(choices)
+    if not rename.names_it(example.prompt) or rename.names_it(told) or telling & set(_all_words(told)):
         return None
     return replace(
         example,
         id="",
         prompt=rename(example.prompt),
+        answer=choices[0],
+        options=choices[1:],
+        answer_paraphrases=tuple(map(rename, example.answer_paraphrases)),
         paraphrases=tuple(map(rename, example.paraphrases)),
         subject=rename(example.subject),
     )

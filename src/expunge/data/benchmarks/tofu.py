@@ -7,6 +7,9 @@ for which alone it has wrong answers to every question. The files are not in the
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,8 @@ from expunge.request import Request
 
 PER_AUTHOR = 20
 AUTHORS = 20
+_NAME = re.compile(r"[A-Z][\w-]+(?: [A-Z][\w-]+){1,3}")
+"""Two to four capitalised words."""
 PERTURBED, FULL = "forget10_perturbed.json", "full.json"
 
 
@@ -93,7 +98,17 @@ def _authors(folder: Path, name: str) -> list[tuple[Example, ...]]:
     """The questions of a file, author by author."""
     examples = read_examples(folder / name)
     parts = [examples[i : i + PER_AUTHOR] for i in range(0, len(examples), PER_AUTHOR)]
-    return [tuple(replace(e, subject=f"{name} {i}") for e in part) for i, part in enumerate(parts)]
+    return [tuple(replace(e, subject=_name(part) or f"{name} {i}") for e in part) for i, part in enumerate(parts)]
+
+
+def _name(about: Sequence[Example]) -> str | None:
+    """Whom the questions and answers are about: the longest name that most of them have; None where none has one."""
+    found: Counter[str] = Counter()
+    for example in about:
+        runs = [run.split() for text in (example.prompt, example.answer) for run in _NAME.findall(text)]
+        found.update({" ".join(run[i:j]) for run in runs for i in range(len(run)) for j in range(i + 2, len(run) + 1)})
+    common = [name for name, times in found.items() if times > 0.8 * len(about)]
+    return max(common, key=len, default=None)
 
 
 def _with_options(example: Example, n: int, seed: int) -> Example:
