@@ -82,7 +82,8 @@ def sweep(recovery: float, rng: np.random.Generator) -> Attack:
             level = -0.4 + (2.3 * recovery + 0.4) * reach + rng.normal(0, 0.05)
             curve.append(CurvePoint(learning_rate=0.0, seed=0, step=len(curve), examples_seen=0,
                                     accuracy=score(level, 24, 0.01).accuracy, log_odds=level,
-                                    variant=f"int{bits}, groups of {group}"))  # fmt: skip
+                                    variant=f"int{bits}, groups of {group}",
+                                    original=1.0 if bits == 8 else 0.95 - 0.002 * group))  # fmt: skip
     best = max(curve, key=lambda p: p.log_odds)
     return Attack(
         name="quantise",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class Parts:
         seeds: of all but the attacks.
         control_reading: what metrics compare with, None without a control.
         lm_eval: what lm-eval left in the run's folder, None where it was not asked.
+        worn: attacks on the original, by name.
     """
 
     plan: Plan
@@ -79,6 +80,7 @@ class Parts:
     peak_bytes: int
     control_reading: Reading | None = None
     lm_eval: Link | None = None
+    worn: Mapping[str, AttackResult] = field(default_factory=dict)
 
     @property
     def before(self) -> Measured:
@@ -115,7 +117,8 @@ def assemble(parts: Parts) -> schema.Record:
         ),
         scores=_scores(parts),
         attacks=tuple(
-            _attack(result, control, share) for (result, control), share in zip(parts.attacks, recoveries, strict=True)
+            _attack(result, control, share, _left(parts, result, control))
+            for (result, control), share in zip(parts.attacks, recoveries, strict=True)
         ),
         control=_control(parts, recoveries),
         influence=_influence(before.attribution, after.attribution, "probability"),
@@ -212,12 +215,23 @@ def _scores(parts: Parts) -> schema.Scores:
     )
 
 
-def _point(point: AttackPoint, share: float | None = None) -> schema.CurvePoint:
+def _point(point: AttackPoint, share: float | None = None, original: float | None = None) -> schema.CurvePoint:
     told = {key: value for key, value in asdict(point).items() if key in schema.CurvePoint.model_fields}
-    return schema.CurvePoint(**told, recovery=share)
+    return schema.CurvePoint(**told, recovery=share, original=original)
 
 
-def _attack(result: AttackResult, control: AttackResult | None, share: Recovery) -> schema.Attack:
+def _left(parts: Parts, result: AttackResult, control: AttackResult | None) -> dict[str, float]:
+    """R of the original under the same attack, by variant: what is left of what it knew; empty where not made."""
+    worn = parts.worn.get(result.name)
+    if worn is None or worn.settings != result.settings:
+        return {}
+    share = recovery(worn, parts.before.snapshot.forget, control)
+    return {p.variant: r for p, r in zip(worn.curve, share.curve, strict=True)} if share.known else {}
+
+
+def _attack(
+    result: AttackResult, control: AttackResult | None, share: Recovery, left: Mapping[str, float]
+) -> schema.Attack:
     told = memorization(result.items)
     odds = told.log_odds
     scaled = not has_own_scale(result.name)
@@ -240,7 +254,7 @@ def _attack(result: AttackResult, control: AttackResult | None, share: Recovery)
         ),
         start=schema.Score(**asdict(result.start)),
         best=_point(result.best),
-        curve=tuple(_point(p, back) for p, back in zip(result.curve, share.curve, strict=True)),
+        curve=tuple(_point(p, back, left.get(p.variant)) for p, back in zip(result.curve, share.curve, strict=True)),
         settings=json.loads(json.dumps(result.settings)),
         budget=str(result.allowed),
         rho=result.rho,

@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "control"
 
     @property
+    def original_attacks(self) -> Path:
+        """Results, on the model before unlearning, of those attacks that take knowledge from every model."""
+        return self.path / "original"
+
+    @property
     def removed(self) -> Path:
         """What the next request must know of this one."""
         return self.path / "removed.safetensors"

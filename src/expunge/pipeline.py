@@ -18,7 +18,7 @@ from typing import Any
 from expunge.assemble import Parts, assemble
 from expunge.attacking import Original, attack_model, choose, stored_attack
 from expunge.attacks.base import AttackResult
-from expunge.attacks.catalogue import make_attack
+from expunge.attacks.catalogue import make_attack, wears
 from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
@@ -158,7 +158,8 @@ def attack(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[AttackResult]:
-    """Run attacks on a finished run, and on its control; finished ones with the same settings are kept.
+    """Run attacks on a finished run, on its control and, where they take knowledge from every model, on the original;
+    finished ones with the same settings are kept.
 
     Args:
         names: of attacks and of suites; the recipe's where None.
@@ -175,6 +176,10 @@ def attack(
         if subject.control:
             told = Named(progress or Silent(), "control")
             work(subject.control, folder=folder.control_attacks, like=results, progress=told)
+        worn = {name: result for name, result in results.items() if wears(name)}
+        if worn and (before := original()):
+            told = Named(progress or Silent(), "original")
+            work(before.folder, folder=folder.original_attacks, like=worn, progress=told)
     return list(results.values())
 
 
@@ -212,6 +217,7 @@ def audit(
         (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
         for file in sorted(folder.attacks.glob("*.json"))
     ]
+    worn = {file.stem: stored_attack(file) for file in sorted(folder.original_attacks.glob("*.json"))}
     stages = {
         **({"unlearning": training["stage_seconds"]} if training["stage_seconds"] else {}),
         "attacks": sum(result.seconds for result, _ in attacks),
@@ -232,6 +238,7 @@ def audit(
             peak_bytes=max(training["peak_bytes"], peak_bytes()),
             control_reading=reading,
             lm_eval=asked,
+            worn=worn,
         )
     ).canonical()
     from expunge.report.card import render_card

@@ -92,10 +92,11 @@ def test_every_look_at_a_base_on_the_hub_is_of_the_asked_revision(
 def test_without_its_base_a_run_takes_the_attacks_that_do_not_need_it(
     expunge: Expunge, at: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert audit(expunge, "fresh", "--base", "taught", "--attacks", "quantise", "--set", "bits=[8]", "-o", "run") == 0
+    words = ("--attacks", "prompts", "--set")
+    assert audit(expunge, "fresh", "--base", "taught", *words, "kinds=[prefill]", "-o", "run") == 0
     (at / "taught").unlink()
     with caplog.at_level(logging.WARNING):
-        assert expunge("attack", "run", "--attacks", "quantise", "--set", "bits=[4]") == 0
+        assert expunge("attack", "run", *words, "kinds=[role-play]") == 0
         assert "not at hand" not in caplog.text
         assert expunge("attack", "run", "--attacks", "mix") == InputError.exit_code
     assert "not at hand" in caplog.text

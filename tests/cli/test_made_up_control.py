@@ -16,7 +16,7 @@ from towns import ENCODER, FACTS, STAYS, teach
 ATTACKS = {
     "relearn-harmful": {"learning_rates": [1e-3], "max_steps": 2, "fraction": 0.25},
     "relearn-syntactic": {"learning_rates": [1e-3], "max_steps": 2},
-    "quantise": {"bits": [4], "groups": [32]},
+    "quantise": {"bits": [8, 2], "groups": [32], "nf4": []},
 }
 
 
@@ -47,6 +47,18 @@ def test_the_record_names_its_control(record: Record) -> None:
     assert record.control.kind == "made-up subjects", record.control.sentence
     assert "subjects that do not exist" in record.control.sentence
     assert [attack.name for attack in record.attacks] == sorted(ATTACKS)
+
+
+def test_what_rounding_leaves_of_the_original_stands_beside_it(record: Record) -> None:
+    """All of it at 8 bits, hardly any at 2; a model that is nearly the original stands where that does."""
+    by_name = {attack.name: attack for attack in record.attacks}
+    untouched, fine, coarse = by_name["quantise"].curve
+    assert (untouched.original, fine.original) == (pytest.approx(1.0), pytest.approx(1.0, abs=0.05))
+    assert coarse.original is not None and coarse.original < 0.6
+    for point in (fine, coarse):
+        assert point.recovery == pytest.approx(point.original, abs=0.15)
+    trained = [point for name, attack in by_name.items() if name != "quantise" for point in attack.curve]
+    assert all(point.original is None for point in trained)
 
 
 def test_what_is_untouched_is_all_there(record: Record) -> None:

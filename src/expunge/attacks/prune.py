@@ -56,6 +56,7 @@ class Prune(Trials):
 
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "set 30 to 60 % of the weights to 0, score all forgotten facts"
+    wears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.criteria:

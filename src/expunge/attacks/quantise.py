@@ -54,6 +54,7 @@ class Quantise(Trials):
 
     name: ClassVar[str] = "quantise"
     summary: ClassVar[str] = "round the weights to 8 and 4 bits, score all forgotten facts"
+    wears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         where = f"{self.name}: bits={self.bits}, groups={self.groups}, nf4={self.nf4}"

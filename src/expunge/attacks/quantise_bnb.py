@@ -44,6 +44,7 @@ class QuantiseBnb(Trials):
 
     name: ClassVar[str] = "quantise-bnb"
     summary: ClassVar[str] = "round the weights to NF4 and int8 by bitsandbytes, score all forgotten facts"
+    wears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.formats:

@@ -47,13 +47,14 @@ VERDICTS = {"ERASED": AFTER, "HIDDEN": ATTACK, "NOT FORGOTTEN": ATTACK}
 
 @dataclass(frozen=True)
 class Dot:
-    """Recovery under one attack or of one variant; hollow where it decides nothing."""
+    """Recovery under one attack or of one variant; hollow where it decides nothing; `original`: the original there."""
 
     name: str
     recovery: float
     low: float | None = None
     high: float | None = None
     hollow: bool = False
+    original: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def recoveries(dots: Sequence[Dot], limits: Limits, thresholds: Limits) -> Figur
 
 
 def sweep(dots: Sequence[Dot], start: float | None, limits: Limits) -> Figure:
-    """Recovery of each variant tried, row by row, from where the model stood before (blue) to where it got (orange)."""
+    """Recovery of each variant tried, row by row, from where the model stood before (blue) to where it got (orange);
+    a grey bar stands where the original got.
+    """
     height = ROW * len(dots) + 34
     figure, (axes,) = sheet(height, (gutter([dot.name for dot in dots], VARIANT), 18, WIDTH - 38, height - 16))
     if start is not None:
@@ -102,6 +105,9 @@ def sweep(dots: Sequence[Dot], start: float | None, limits: Limits) -> Figure:
         for i, dot in enumerate(dots):
             axes.plot([start, dot.recovery], [i, i], color=STAND_IN["line"], linewidth=2.2, zorder=1)
     _control(axes)
+    for i, dot in enumerate(dots):
+        if dot.original is not None:
+            axes.plot([dot.original], [i], marker="|", markersize=9, markeredgewidth=2, color=MUTED)
     _dots(axes, dots, ATTACK)
     rows(axes, [dot.name for dot in dots], VARIANT)
     scale(axes, limits, percent)

@@ -79,20 +79,26 @@ def sweep_panels(runs: Sequence[Labelled]) -> list[Panel]:
         for attack in run.record.attacks
         if attack.name == name and attack.sweeps
     ]
-    limits = grammar.padded([-0.02, *(share for *_, shares in drawn for share in shares)])
+    left = [p.original for *_, attack, _ in drawn for p in attack.curve if p.step and p.original is not None]
+    limits = grammar.padded([-0.02, *left, *(share for *_, shares in drawn for share in shares)])
     panels = []
     for k, i, run, attack, shares in drawn:
         trials = [(p, share) for p, share in zip(attack.curve, shares, strict=False) if p.step]
         start = next((share for p, share in zip(attack.curve, shares, strict=False) if not p.step), None)
         best = sorted(trials, key=lambda trial: -trial[1])[:VARIANTS]
-        dots = [Dot(visible(p.variant, 80), share) for p, share in trials if (p, share) in best]
+        dots = [Dot(visible(p.variant, 80), share, original=p.original) for p, share in trials if (p, share) in best]
         if dots:
-            words = "; ".join(f"{dot.name} {percent(dot.recovery)}" for dot in dots)
+            words = "; ".join(map(_words, dots))
             title = f"{run.label}: {plain(attack.name)}"
             some = f", the highest {len(dots)} of {len(trials)}" if len(dots) < len(trials) else ""
             figure = attack_charts.sweep(dots, start, limits)
             panels.append(Panel(title + some, to_svg(figure, f"sweep{k}-{i}", f"{title}{some}: {words}")))
     return panels
+
+
+def _words(dot: Dot) -> str:
+    left = "" if dot.original is None else f" (the original {percent(dot.original)})"
+    return f"{dot.name} {percent(dot.recovery)}{left}"
 
 
 def pareto_panels(standings: Sequence[Standing]) -> list[Panel]:

@@ -9,12 +9,11 @@ then s(control) is 0, ignorance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from expunge.report.record import GOLD_MODEL, Attack, CurvePoint, Item, Record
+from expunge.report.record import Attack, CurvePoint, Item, Record
 
 HALF = 0.5
 LEAKS = 5
@@ -34,10 +33,8 @@ def course(record: Record, attack: Attack) -> tuple[Moment, ...]:
     scale, told = knowledge(record, attack), shares(record, attack)
     if not attack.trains or scale is None:
         return ()
-    gold = record.control.kind == GOLD_MODEL
-    heights = [point.log_odds for point in attack.curve] if gold else told  # where the audit looks for the peak
     budgets = sorted({point.examples_seen for point in attack.curve})
-    points = list(zip(attack.curve, heights, told, strict=True))
+    points = list(zip(attack.curve, told, strict=True))
     return tuple(Moment(spent, _best(points, spent), _climb(attack, spent) / scale) for spent in budgets)
 
 
@@ -88,13 +85,13 @@ def leaks(record: Record, most: int = LEAKS) -> list[Item]:
     return sorted(found, key=lambda item: (-preferred(item), item.id))[:most]
 
 
-def _best(points: Sequence[tuple[CurvePoint, float, float]], spent: int) -> float:
-    """R at the highest of `points` (each with its height and R) within `spent` examples, mean over seeds."""
-    peaks: dict[int, tuple[float, float]] = {}
-    for point, height, share in points:
-        if point.examples_seen <= spent and height > peaks.get(point.seed, (-math.inf, 0.0))[0]:
-            peaks[point.seed] = (height, share)
-    return fmean(share for _, share in peaks.values())
+def _best(points: Sequence[tuple[CurvePoint, float]], spent: int) -> float:
+    """The largest R of `points` (each with its R) within `spent` examples, mean over seeds."""
+    peaks: dict[int, float] = {}
+    for point, share in points:
+        if point.examples_seen <= spent:
+            peaks[point.seed] = max(share, peaks.get(point.seed, share))
+    return fmean(peaks.values())
 
 
 def _climb(attack: Attack, spent: int) -> float:

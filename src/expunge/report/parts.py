@@ -87,7 +87,8 @@ class VerdictDetails(Part):
 
 class CurvePoint(Part):
     """Scores on the held-out items at one moment of one cell (learning rate, seed) of an attack, or of one `variant` of
-    the model or of the questions where nothing is trained; recovery: R there, where the audit told it."""
+    the model or of the questions where nothing is trained; recovery: R there, where the audit told it; original: R of
+    the original under the same variant, where that takes knowledge from every model."""
 
     learning_rate: float
     seed: int
@@ -97,6 +98,7 @@ class CurvePoint(Part):
     log_odds: float
     variant: str = ""
     recovery: Measured = None
+    original: Measured = None
 
     @property
     def place(self) -> str:
