@@ -152,7 +152,7 @@ def _verdict() -> str:
     titles = {
         "tuning": "those that fixed the thresholds",
         "held_out": "held out",
-        "fresh": "made after the last change",
+        "fresh": "made after the rule's last change",
     }
     for part, title in titles.items():
         own = told[part]
