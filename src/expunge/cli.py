@@ -63,7 +63,9 @@ def unlearn(
     retain: Annotated[str, typer.Option(help="What must stay.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; made new.")],
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
-    transform: Annotated[str | None, typer.Option(help="Gradient transform in the place of the method's own.")] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="Gradient transform in the place of the method's own; none for none.")
+    ] = None,
     attack: Annotated[
         str | None, typer.Option(help="Facts of the same kind about others, for relearn-related.")
     ] = None,

@@ -133,7 +133,7 @@ class Recipe(Plan):
     Args:
         model: a folder, a Hub id, `smollm2` (the demo's model), or `trained` (the benchmark trains a small one itself).
         method: a name of `expunge list methods`.
-        transform: a gradient transform put in the place of the method's own.
+        transform: a gradient transform put in the place of the method's own; `none` leaves that out.
         settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
         unlearn: arguments of the loop (`UnlearnArguments`).
         seed: of the loop; the data have their own.

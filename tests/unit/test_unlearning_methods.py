@@ -106,6 +106,8 @@ def test_two_transforms_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = build_method("two", settings={"transform2.strength": 2})
     assert [t.strength for t in changed.transforms] == [1e-3, 2.0]  # type: ignore[attr-defined]
     assert build_method("two", "attribution", {"strength": 3}).transforms == (AttributionPenalty(3.0),)
+    assert build_method("two", "none") == build_method("two", settings={"transform": "none"})
+    assert build_method("two", "none").transforms == ()
     with pytest.raises(InputError, match=re.escape("transform1.strength or transform2.strength")):
         build_method("two", settings={"strength": 2})
 

@@ -215,10 +215,13 @@ PARAMETRIZATIONS: Final[dict[str, type[Parametrization]]] = {
 """Parts by name. Other packages add theirs by entry points `expunge.objectives`, `.transforms`, `.parametrizations`."""
 
 AXES: Final = ("objective", "transform", "parametrization")
+NO_TRANSFORM: Final = "none"
+"""Chosen for a transform, it leaves the method's own out and puts nothing there."""
 
 
 def build_method(name: str, transform: str | None = None, settings: Mapping[str, object] | None = None) -> Method:
-    """The method `name`, with `transform` in the place of its own, and `settings` laid over its parts.
+    """The method `name`, with `transform` (or nothing, for `none`) in the place of its own, and `settings` laid over its
+    parts.
 
     A setting is dotted (`objective.beta`, `transform.strength`, `parametrization.rank`), or bare where only one part of
     the method has it; the bare name of an axis chooses the part itself (`parametrization=lora`).
@@ -274,6 +277,8 @@ def _choose(
     for axis, name in chosen.items():
         if axis == "transform":
             parts = {key: part for key, part in parts.items() if not key.startswith("transform")}
+            if name == NO_TRANSFORM:
+                continue
         parts[axis] = _named(axis, name)
     return parts, settings
 
