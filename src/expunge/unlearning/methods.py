@@ -220,8 +220,7 @@ NO_TRANSFORM: Final = "none"
 
 
 def build_method(name: str, transform: str | None = None, settings: Mapping[str, object] | None = None) -> Method:
-    """The method `name`, with `transform` (or nothing, for `none`) in the place of its own, and `settings` laid over its
-    parts.
+    """The method `name`, with `transform` (nothing, for `none`) in the place of its own, and `settings` laid over it.
 
     A setting is dotted (`objective.beta`, `transform.strength`, `parametrization.rank`), or bare where only one part of
     the method has it; the bare name of an axis chooses the part itself (`parametrization=lora`).
