@@ -37,6 +37,9 @@ from expunge.request import FORGET_GROUPS, Request
 
 Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
+UNSAID = 0.2
+"""Share of the words of retained answers (ROUGE-L) from whose loss on a reason of the verdict tells of it."""
+
 SENTENCES: dict[Kind, str] = {
     "gold model": "The control was trained like the original, never saw the forgotten facts, and was attacked alike.",
     "made-up subjects": (
@@ -101,13 +104,14 @@ def assemble(parts: Parts) -> schema.Record:
     evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
     results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
     verdict = parts.basis.judge(evidence, results)
+    told = _metrics(parts)
     strongest = _strongest(results or [result for result, _ in parts.attacks], verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         verdict=verdict.label,
         verdict_details=schema.VerdictDetails(
-            reasons=(*verdict.reasons, *uncounted(parts.attacks)),
+            reasons=(*verdict.reasons, *unsaid(told), *uncounted(parts.attacks)),
             strongest_attack=verdict.strongest_attack,
             budget=str(verdict.budget),
             confidence=verdict.confidence,
@@ -126,7 +130,7 @@ def assemble(parts: Parts) -> schema.Record:
         logit_lens=schema.LogitLens(before=before.lens, after=after.lens) if before.lens and after.lens else None,
         probe=_probe(before.probe, after.probe),
         text=_text(parts),
-        metrics=_metrics(parts),
+        metrics=told,
         items=_items(parts, strongest),
         cost=schema.Cost(
             seconds=sum(parts.stages.values()),
@@ -304,6 +308,18 @@ def _metrics(parts: Parts) -> schema.Metrics | None:
     found = metrics(before.reading, after.reading, parts.control_reading, (before.text, after.text))
     link = schema.LmEval(**parts.lm_eval.to_json()) if parts.lm_eval else None
     return schema.Metrics(**found.to_json(), lm_eval=link)
+
+
+def unsaid(told: schema.Metrics | None) -> list[str]:
+    """That retained answers are no longer said, which their accuracy among options need not show; in words."""
+    rows = [row for row in told.rows if row.name == "retain_Q_A_ROUGE"] if told else []
+    pairs = [(row.before.value, row.after.value) for row in rows if row.before and row.after]
+    return [
+        f"Asked for what had to stay, it says {after:.0%} of the words of the answers (ROUGE-L), where it said "
+        f"{before:.0%}: accuracy among options need not show that."
+        for before, after in pairs
+        if before is not None and after is not None and after < (1 - UNSAID) * before
+    ]
 
 
 def _strongest(results: Sequence[AttackResult], name: str) -> AttackResult | None:
