@@ -1,8 +1,9 @@
-"""A run without a gold model is measured against made-up subjects, and its record says so."""
+"""What a run is measured against: made-up subjects without a gold model; and what rounding leaves of the original."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +21,12 @@ ATTACKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    folder = tmp_path_factory.mktemp("made_up")
+def run(folder: Path, **more: object) -> Record:
     # To the small tokenizer all invented names are one unknown word; this model's answer to it is right by chance.
     teach(make_tiny_model(seed=2), FACTS + STAYS).save_pretrained(folder / "model")
-    ENCODER.tokenizer.save_pretrained(folder / "model")
+    teach(make_tiny_model(seed=2), STAYS).save_pretrained(folder / "gold")
+    for name in ("model", "gold"):
+        ENCODER.tokenizer.save_pretrained(folder / name)
     recipe = {
         "model": str(folder / "model"),
         "data": {
@@ -36,11 +37,17 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
         "unlearn": {"max_steps": 2},
         "attacks": ATTACKS,
         "output": str(folder / "run"),
+        **more,
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     found = pipeline.run(Recipe.load(folder / "recipe.yaml"))
     assert found is not None
     return found
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return run(tmp_path_factory.mktemp("made_up"))
 
 
 def test_the_record_names_its_control(record: Record) -> None:
@@ -49,8 +56,12 @@ def test_the_record_names_its_control(record: Record) -> None:
     assert [attack.name for attack in record.attacks] == sorted(ATTACKS)
 
 
-def test_what_rounding_leaves_of_the_original_stands_beside_it(record: Record) -> None:
+@pytest.mark.parametrize("gold", [False, True])
+def test_what_rounding_leaves_of_the_original_stands_beside_it(record: Record, tmp_path: Path, gold: bool) -> None:
     """All of it at 8 bits, hardly any at 2; a model that is nearly the original stands where that does."""
+    if gold:
+        record = run(tmp_path, control=str(tmp_path / "gold"))
+        assert record.control.kind == "gold model"
     by_name = {attack.name: attack for attack in record.attacks}
     untouched, fine, coarse = by_name["quantise"].curve
     assert (untouched.original, fine.original) == (pytest.approx(1.0), pytest.approx(1.0, abs=0.05))
