@@ -23,8 +23,9 @@ over seeds (each another split and loop); recovery R on log-odds, attacked accur
 the first method, each with its 95 % interval over seeds (Student's t). Every method stops at log-odds 0 within 0.25, if
 it gets there within its steps. Control: on `people` and `tofu` the gold model under the same attack; on `world_facts`
 log-odds 0 and chance accuracy; on `world_facts_twins`, `..._plateau` and `..._attacks` made-up subjects or that,
-whichever leaves more recovered ([controls](../controls.md)). Settings were chosen on other seeds (see Tuning), by hand
-and not with equal budgets for all methods.
+whichever leaves more recovered ([controls](../controls.md)). R is read where the model leads its control most; the
+control's log-odds are those there, the model's the highest of all. Settings were chosen on other seeds (see Tuning), by
+hand and not with equal budgets for all methods, but on `people`, where each had four trials.
 `harmful_0.3`: tuned on 0.3 of the forgotten facts, scored on the rest (`wrong`: of those that are answered wrongly, as
 in the paper); `related`: on other facts of the same kind; `benign`: on everyday instructions, `lora8` through adapters;
 `quantise`: 8 and 4 bits.
