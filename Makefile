@@ -1,5 +1,5 @@
 # make demo   forget real facts in a real model, attack, report        (about 10 minutes)
-# make test   linters, types, the whole test suite                      (about 4 minutes)
+# make test   linters, types, the whole test suite                      (about 9 minutes)
 .DELETE_ON_ERROR:
 export OMP_WAIT_POLICY := passive
 PYTHON ?= python3

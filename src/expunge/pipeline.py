@@ -18,7 +18,8 @@ from typing import Any
 from expunge.assemble import Parts, assemble
 from expunge.attacking import Original, attack_model, choose, stored_attack
 from expunge.attacks.base import AttackResult
-from expunge.attacks.catalogue import make_attack, wears
+from expunge.attacks.catalogue import make_attack
+from expunge.attacks.trials import Wear
 from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
@@ -169,15 +170,16 @@ def attack(
     folder = RunFolder(path)
     subject = folder.load_subject()
     plan, request = subject.plan, subject.request
-    original = cache(partial(Original.find, subject.original, plan.revision))
-    work = partial(attack_model, plan=plan, request=request, chosen=choose(plan, names, settings), original=original)
+    original, chosen = cache(partial(Original.find, subject.original, plan.revision)), choose(plan, names, settings)
+    work = partial(attack_model, plan=plan, request=request, chosen=chosen, original=original)
     twins = None if subject.control else scored_twins(request)
     with matmul_precision(plan.matmul_precision, plan.device):
         results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
         if subject.control:
             told = Named(progress or Silent(), "control")
             work(subject.control, folder=folder.control_attacks, like=results, progress=told)
-        worn = {name: result for name, result in results.items() if wears(name)}
+        made = {name: make_attack(name, chosen[name].settings) for name in results}
+        worn = {name: results[name] for name, each in made.items() if isinstance(each, Wear) and each.original}
         if worn and (before := original()):
             told = Named(progress or Silent(), "original")
             work(before.folder, folder=folder.original_attacks, like=worn, progress=told)

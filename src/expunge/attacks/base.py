@@ -161,8 +161,7 @@ class Attack(ABC):
     `control_only` marks an attack that can find an answer where there is no knowledge, since it searches for the answer
     itself or has the original at hand: what it brings back says something only beside the same attack on a control.
     `own_scale` marks one whose log-odds are not the model's, so that they make no recovery with those of the original:
-    it is shown, and has no part in the verdict. Only one that `uses_original` is given the model before unlearning. One
-    that `wears` takes knowledge from every model, so it is made on the original too, which tells what it leaves.
+    it is shown, and has no part in the verdict. Only one that `uses_original` is given the model before unlearning.
     """
 
     name: ClassVar[str]
@@ -170,7 +169,6 @@ class Attack(ABC):
     control_only: ClassVar[bool] = False
     own_scale: ClassVar[bool] = False
     uses_original: ClassVar[bool] = False
-    wears: ClassVar[bool] = False
 
     def run(
         self,

@@ -73,11 +73,6 @@ def has_own_scale(name: str) -> bool:
     return attack is not None and attack.own_scale
 
 
-def wears(name: str) -> bool:
-    """Whether the attack `name` takes knowledge from every model, the original too."""
-    return ATTACKS[kind_of(name)].wears
-
-
 def why_uncounted(name: str, controlled: bool) -> str:
     """Why no verdict may rest on the attack `name`, made on a control as well or not; empty where it may."""
     attack = ATTACKS.get(name.partition("@")[0])

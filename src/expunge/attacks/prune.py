@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from expunge.attacks.base import T, Target
 from expunge.attacks.budget import Budget
 from expunge.attacks.matrices import InnerMap, changed, inner_maps
-from expunge.attacks.trials import Trial, Trials
+from expunge.attacks.trials import Trial, Wear
 from expunge.attacks.weights import Weights
 from expunge.data.sources import passages
 from expunge.errors import InputError
@@ -41,7 +41,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Prune(Trials):
+class Prune(Wear):
     """Magnitude and Wanda pruning.
 
     Args:
@@ -56,7 +56,6 @@ class Prune(Trials):
 
     name: ClassVar[str] = "prune"
     summary: ClassVar[str] = "set 30 to 60 % of the weights to 0, score all forgotten facts"
-    wears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.criteria:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.matrices import InnerMap, changed
-from expunge.attacks.trials import Trial, Trials
+from expunge.attacks.trials import Trial, Wear
 from expunge.attacks.weights import Weights
 from expunge.errors import InputError
 
@@ -39,7 +39,7 @@ Snap = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Quantise(Trials):
+class Quantise(Wear):
     """Round to nearest, in groups.
 
     Args:
@@ -54,7 +54,6 @@ class Quantise(Trials):
 
     name: ClassVar[str] = "quantise"
     summary: ClassVar[str] = "round the weights to 8 and 4 bits, score all forgotten facts"
-    wears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         where = f"{self.name}: bits={self.bits}, groups={self.groups}, nf4={self.nf4}"

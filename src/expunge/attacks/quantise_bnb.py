@@ -25,7 +25,7 @@ from torch import Tensor
 
 from expunge.attacks.base import T, Target
 from expunge.attacks.matrices import InnerMap, changed
-from expunge.attacks.trials import Trial, Trials
+from expunge.attacks.trials import Trial, Wear
 from expunge.attacks.weights import Weights
 from expunge.errors import InputError
 
@@ -33,7 +33,7 @@ Format = Literal["nf4", "fp4", "int8"]
 
 
 @dataclass(frozen=True)
-class QuantiseBnb(Trials):
+class QuantiseBnb(Wear):
     """Round the weights as bitsandbytes does.
 
     Args:
@@ -44,7 +44,6 @@ class QuantiseBnb(Trials):
 
     name: ClassVar[str] = "quantise-bnb"
     summary: ClassVar[str] = "round the weights to NF4 and int8 by bitsandbytes, score all forgotten facts"
-    wears: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.formats:

@@ -27,8 +27,8 @@ SUITES: dict[str, Suite] = {
     "quick": {
         "relearn-harmful": {"learning_rates": [2e-5, 5e-5]},
         "relearn-related": {"learning_rates": [5e-5]},
-        "quantise": {"bits": [4], "groups": [32], "nf4": []},
-        "prune": {"criteria": ["magnitude"], "sparsities": [0.4]},
+        "quantise": {"bits": [4], "groups": [32], "nf4": [], "original": False},
+        "prune": {"criteria": ["magnitude"], "sparsities": [0.4], "original": False},
         "prompts": {"kinds": ["paraphrase", "few-shot", "prefill"], "shots": [2]},
     },
     "standard": {

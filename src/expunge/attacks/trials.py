@@ -129,6 +129,17 @@ class Trials(Attack, ABC):
         return Attacked(result, probed)
 
 
+@dataclass(frozen=True)
+class Wear(Trials):
+    """Trials that take knowledge from every model; what they leave of the original says what theirs is worth.
+
+    Args:
+        original: whether they are made on the original too, where it is at hand.
+    """
+
+    original: bool = field(default=True, kw_only=True)
+
+
 def _twins_asked(asked: Questions, scored: Questions, twinned: Mapping[str, Example]) -> list[Example]:
     """The twins, in the words in which their items are asked."""
     pairs = zip(asked, scored, strict=True)
