@@ -32,9 +32,7 @@ def test_finished_attacks_are_not_made_again(
     assert made == ["relearn-related"], "what was refused is asked for again"
     assert record_of(at / "run")["attacks"] == first
     assert expunge("attack", "run", "--attacks", "quantise", "--set", "bits=[8]", "--set", "groups=[16]") == 0
-    assert made == ["relearn-related", "quantise", "quantise"], (
-        "on the original too, but in quick"
-    )
+    assert made == ["relearn-related", "quantise", "quantise"], "on the original too, but in quick"
     capsys.readouterr()
 
 
