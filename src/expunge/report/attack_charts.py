@@ -38,7 +38,7 @@ from expunge.report.placing import Box, place
 from expunge.report.theme import STAND_IN
 from expunge.report.words import percent, visible
 
-VARIANT = 26  # characters of a variant's name
+VARIANT = 31  # characters of a variant's name
 NAME = 15  # characters of a line's name
 POINT = 18  # characters of a point's name
 FEW = 8  # points that fit into a chart of the common width
