@@ -30,7 +30,7 @@ def measure(settings: Settings, result: Result) -> None:
     ways: dict[str, Callable[[], None]] = {f"plain {name}": plain(loss, *batch) for name, loss in losses.items()}
     ways |= {f"expunge {name}": step for name, step in ours.items()}
     ways |= {f"expunge {name}, {IN_TURN} steps in turn": step for name, step in walks.items()}
-    ways["expunge graddiff, medium precision"] = partial(_at_medium, ours["graddiff"])
+    ways["expunge graddiff, medium precision"] = matmul_precision("medium", "cpu")(ours["graddiff"])
     times = side_by_side(ways, settings.repetitions(12))
     result.add_times(times)
     for name, bar in (("graddiff", 1.4), ("npo", 1.6)):
@@ -45,11 +45,6 @@ def measure(settings: Settings, result: Result) -> None:
     result.claim_ratio("graddiff / graddiff at medium precision", *pair, 1.25, at_least=True)
     shapes = " + ".join(f"{tuple(b.input_ids.shape)}" for b in batch)
     result.notes.append(f"24 capitals of world_facts, forget and retain batch {shapes} tokens, fp32")
-
-
-def _at_medium(step: Callable[[], None]) -> None:
-    with matmul_precision("medium", "cpu"):
-        step()
 
 
 if __name__ == "__main__":

@@ -27,14 +27,12 @@ from expunge.measure import encoder_of, with_text
 from expunge.models.checkpoint import atomic_write_text
 from expunge.models.load import load_model
 from expunge.progress import Progress, Silent
-from expunge.recipe import Comparison, called
+from expunge.recipe import TOP_LEVEL, Comparison, called
 from expunge.report.record import Record
 from expunge.request import Request
 from expunge.source import from_files
 
 log = logging.getLogger(__name__)
-
-TOP_LEVEL = ("dtype", "matmul_precision", "device", "revision")
 
 NO_TRAINING: dict[str, Any] = {
     "steps": 0,
@@ -263,6 +261,6 @@ def _require_same(
     begun = Comparison.load(folder.comparison)
     stored = folder.load_request().hashes(), read_json(folder.source), read_json(folder.training)
     asked = request.hashes(), json.loads(json.dumps(source)), json.loads(json.dumps(training))
-    how = ("template", "dtype", "matmul_precision", "model")
+    how = ("template", "numbers", "model")
     if stored != asked or any(getattr(begun, name) != getattr(comparison, name) for name in how):
         raise folder.refusal("only the same audit, of the same models with the same data, goes on")

@@ -35,7 +35,7 @@ from expunge.models.scores import score_items
 from expunge.models.storage import weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.progress import Named, Progress, Silent
-from expunge.recipe import Comparison, Plan, Recipe, called
+from expunge.recipe import TOP_LEVEL, Comparison, Plan, Recipe, called
 from expunge.report.parts import RecipePart
 from expunge.report.record import Record
 from expunge.request import Request
@@ -47,13 +47,12 @@ from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import join_processes, main_process_first
 
-TOP_LEVEL = ("seed", "dtype", "matmul_precision", "device", "revision")
-
 
 def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bare `--set` pairs of `expunge unlearn` as the recipe's parts: the loop's arguments, the method's, its own."""
-    own = {key: value for key, value in settings.items() if key in TOP_LEVEL}
-    loop, method = split_settings({key: value for key, value in settings.items() if key not in TOP_LEVEL})
+    top = ("seed", *TOP_LEVEL)
+    own = {key: value for key, value in settings.items() if key in top}
+    loop, method = split_settings({key: value for key, value in settings.items() if key not in top})
     return {**own, "unlearn": loop, "settings": method}
 
 
@@ -260,8 +259,7 @@ def _measured(subject: Subject, progress: Progress | None, baselines: dict[str, 
     if subject.original is None:
         after = measure(subject.model, plan, request, progress=progress)
         return Basis.assumed(after), after
-    how = [plan.template, plan.dtype, plan.matmul_precision]
-    key = json.dumps([subject.original, subject.hashes, request.hashes(), *how], sort_keys=True)
+    key = json.dumps([subject.original, subject.hashes, request.hashes(), plan.template, plan.numbers], sort_keys=True)
     if key not in baselines:
         baselines[key] = measure(subject.original, plan, request, progress=progress)
     before = baselines[key]

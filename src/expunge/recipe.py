@@ -22,6 +22,9 @@ from expunge.settings import assign, read_yaml
 SMOLLM2 = "smollm2"
 TRAINED = "trained"
 
+TOP_LEVEL = ("dtype", "matmul_precision", "device", "revision")
+"""Keys of a plan that a bare `--set` of the command line means."""
+
 STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign", "quantise")
 
 
@@ -104,10 +107,8 @@ class Plan(_Strict):
     @property
     def numbers(self) -> str:
         """What the models compute with, in words."""
-        rounded = (
-            "" if self.matmul_precision == "highest" else f", matrix products at {self.matmul_precision} precision"
-        )
-        return self.dtype + rounded
+        exact = self.matmul_precision == "highest"
+        return self.dtype if exact else f"{self.dtype}, matrix products at {self.matmul_precision} precision"
 
     def to_yaml(self) -> str:
         """The plan as YAML that `load` reads back to an equal one."""

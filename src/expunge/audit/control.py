@@ -139,7 +139,7 @@ def _recovery(
         return attacked.start.chance if control is None else _same_moment(control, moment).accuracy
 
     began = attacked.start.chance if control is None else control.start.accuracy
-    ahead = max(point.accuracy - floor(point) for point in (*curve, attacked.best_accuracy))
+    ahead = max(point.accuracy - floor(point) for point in curve)
     return Recovery(
         *tables.share(level, seed),
         accuracy=_ratio(ahead, summarise(knew).accuracy - began, 0.0),
