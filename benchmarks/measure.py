@@ -32,6 +32,16 @@ class Times:
         return {name: round(value, 5) for name, value in numbers.items()}
 
 
+def weighted(*parts: tuple[Times, int]) -> Times:
+    """What so many of each would take, repetition by repetition."""
+
+    def total(kind: str) -> tuple[float, ...]:
+        rows = zip(*([n * value for value in getattr(times, kind)] for times, n in parts), strict=True)
+        return tuple(map(sum, rows))
+
+    return Times(total("wall"), total("cpu"))
+
+
 @dataclass(frozen=True)
 class Claim:
     """A number, the bar that the issue sets for it, and on which side of it the number must be."""

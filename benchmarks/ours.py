@@ -23,7 +23,7 @@ class OurStep:
     """One step of `method`; a vanishing learning rate keeps the problem the same.
 
     Args:
-        steps: how many different steps are made in turn; 1 repeats the first.
+        steps: the numbers of the steps that are made in turn.
     """
 
     def __init__(
@@ -33,9 +33,11 @@ class OurStep:
         method: str,
         facts: Facts,
         batch_size: int,
-        steps: int = 1,
+        steps: Sequence[int] = (0,),
     ) -> None:
-        arguments = UnlearnArguments(learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=steps)
+        arguments = UnlearnArguments(
+            learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=max(steps) + 1
+        )
         parts = METHODS[method]
         self.batches = step_batches(model, encoder, *facts, parts, arguments, Processes())
         start = cache_start(parts.objective, model, readout(model), self.batches, arguments.max_steps)
@@ -45,7 +47,7 @@ class OurStep:
 
     def __call__(self) -> None:
         """Forward, backward, clip, step."""
-        self.stepper.step(self._made % self._steps)
+        self.stepper.step(self._steps[self._made % len(self._steps)])
         self._made += 1
 
     def pair(self) -> tuple[Batch, Batch]:

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from functools import partial
 
 from expunge.models.precision import matmul_precision
-from measure import Result, Settings, main, side_by_side
+from measure import Result, Settings, main, side_by_side, weighted
 from ours import OurStep
 from plain import PlainStep, graddiff, npo_with_second_model
 from shapes import demo_facts, smollm2
 
 BATCH = 8
-IN_TURN = 4
-"""Steps that durable makes in turn; every second is its attacker's, and the first of them begins a new attacker."""
+BEGIN, GO_ON = (0, 1), (2, 3)
+"""Steps of durable, each pair one of its attacker and one without: the first pair begins a new attacker."""
+
+PAIRS = 15
+"""In so many pairs durable begins one attacker: its `period` is 30 steps."""
 
 
 def measure(settings: Settings, result: Result) -> None:
@@ -26,10 +29,14 @@ def measure(settings: Settings, result: Result) -> None:
     plain = partial(PlainStep, model)
     batch = ours["graddiff"].pair()
     losses = {"graddiff": graddiff, "npo": npo_with_second_model(model)}
-    walks = {name: OurStep(model, encoder, name, demo_facts(), BATCH, IN_TURN) for name in ("graddiff", "durable")}
+    walks = {
+        (name, pair): OurStep(model, encoder, name, demo_facts(), BATCH, pair)
+        for name in ("graddiff", "durable")
+        for pair in (BEGIN, GO_ON)
+    }
     ways: dict[str, Callable[[], None]] = {f"plain {name}": plain(loss, *batch) for name, loss in losses.items()}
     ways |= {f"expunge {name}": step for name, step in ours.items()}
-    ways |= {f"expunge {name}, {IN_TURN} steps in turn": step for name, step in walks.items()}
+    ways |= {f"expunge {name}, {of(pair)}": lambda step=step: (step(), step()) for (name, pair), step in walks.items()}
     ways["expunge graddiff, medium precision"] = matmul_precision("medium", "cpu")(ours["graddiff"])
     times = side_by_side(ways, settings.repetitions(12))
     result.add_times(times)
@@ -38,13 +45,20 @@ def measure(settings: Settings, result: Result) -> None:
             f"plain {name} / expunge {name}", times[f"plain {name}"], times[f"expunge {name}"], bar, at_least=True
         )
     result.claim_ratio("ssiuu / graddiff", times["expunge ssiuu"], times["expunge graddiff"], 1.5, at_least=False)
-    turn = f"{IN_TURN} steps in turn"
-    pair = times[f"expunge durable, {turn}"], times[f"expunge graddiff, {turn}"]
-    result.claim_ratio("durable / graddiff", *pair, 2.5, at_least=False)
+    durable, others = (
+        weighted((times[f"expunge {name}, {of(BEGIN)}"], 1), (times[f"expunge {name}, {of(GO_ON)}"], PAIRS - 1))
+        for name in ("durable", "graddiff")
+    )
+    result.claim_ratio(f"durable / graddiff, of {2 * PAIRS} steps", durable, others, 2.5, at_least=False)
     pair = times["expunge graddiff"], times["expunge graddiff, medium precision"]
     result.claim_ratio("graddiff / graddiff at medium precision", *pair, 1.25, at_least=True)
     shapes = " + ".join(f"{tuple(b.input_ids.shape)}" for b in batch)
     result.notes.append(f"24 capitals of world_facts, forget and retain batch {shapes} tokens, fp32")
+
+
+def of(pair: tuple[int, int]) -> str:
+    """What a pair of steps is called."""
+    return f"steps {pair[0] + 1} and {pair[1] + 1}"
 
 
 if __name__ == "__main__":

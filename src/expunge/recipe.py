@@ -57,7 +57,7 @@ class Data(_Strict):
     text: str | None = None
     test: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
-    settings: dict[str, int] = Field(default_factory=dict)
+    settings: dict[str, int | float] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from expunge.data.benchmarks import BENCHMARKS, Benchmark
 from expunge.data.benchmarks.streams import STREAMS
@@ -67,7 +67,7 @@ def _trained(recipe: Recipe, progress: Progress) -> Source:
         )
     request = built(benchmark, recipe.data, known=None)
     model, gold = (
-        made_here(benchmark.name, name, recipe, *_training(benchmark, request, recipe.data.seed, with_forget), progress)
+        made_here(benchmark.name, name, recipe, *training(benchmark, request, recipe.data.seed, with_forget), progress)
         for name, with_forget in (("trained-on-all", True), ("gold", False))
     )
     return Source(model, recipe.control or gold, request)
@@ -85,8 +85,8 @@ def made_here(
     return str(folder)
 
 
-def _training(
-    benchmark: Benchmark[Request], request: Request, seed: int, with_forget: bool
+def training(
+    benchmark: Benchmark[Any], request: Request, seed: int, with_forget: bool
 ) -> tuple[object, Callable[..., object]]:
     """What a model trained or taught here depends on, and what makes it."""
     if benchmark.lessons:

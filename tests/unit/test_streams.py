@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from expunge.continual.course import begin_course
 from expunge.data.benchmarks import people_stream, regions, scienceqa
 from expunge.data.benchmarks.countries import load_countries
 from expunge.data.example import Example
 from expunge.errors import InputError
+from expunge.models.teaching import Lessons
+from expunge.progress import Silent
+from expunge.recipe import Recipe
 from expunge.stream import Stream
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scienceqa"
@@ -116,6 +121,30 @@ def test_scienceqa_is_one_request_a_topic(tmp_path: Path) -> None:
     (tmp_path / scienceqa.FILE).write_text('{"question": "What?"}', encoding="utf-8")
     with pytest.raises(InputError, match="not the questions of ScienceQA"):
         scienceqa.build(folder=str(tmp_path))
+
+
+def test_a_topic_that_the_model_does_not_know_is_taught_before_the_first_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The questions of its request alone, not those that are only scored; there is no gold model for the others."""
+    rows = [question(topic, scienceqa.NATURAL, n) for topic in scienceqa.TOPICS for n in range(6)]
+    rows += [question("verbs", "language science", n) for n in range(4)]
+    (tmp_path / scienceqa.FILE).write_text("\n".join(rows), encoding="utf-8")
+    told: list[set[str]] = []
+
+    def fake(examples: Sequence[Example], lessons: Lessons, output: Path, progress: object) -> None:
+        told.append({example.prompt for example in examples})
+        output.mkdir(parents=True)
+        (output / "config.json").write_text("{}")
+
+    monkeypatch.setattr("expunge.source.teach_smollm2", fake)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    data = {"benchmark": "scienceqa", "folder": str(tmp_path), "settings": {"untouched": 0.5}}
+    recipe = Recipe.of({"model": "trained", "data": data}, "test")
+    begin, again = begin_course(recipe, Silent()), begin_course(recipe, Silent())
+    assert begin == again and begin.gold == ()
+    assert told == [{example.prompt for example in begin.stream.requests["chemistry"]}]
+    assert not told[0] & {example.prompt for example in begin.stream.scored_on("chemistry")}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="ScienceQA is not here")

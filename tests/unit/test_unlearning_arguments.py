@@ -44,6 +44,7 @@ def test_names_are_those_of_training_arguments() -> None:
         {"adam_beta1": 1.0},
         {"adam_beta2": -0.1},
         {"stop_accuracy": -0.1},
+        {"stop_accuracy": "even"},
         {"stop_log_odds": math.nan},
         {"max_seconds": -1.0},
         {"checkpoint_seconds": -1.0},

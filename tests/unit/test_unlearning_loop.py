@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.scores import score_items, summarise
 from expunge.progress import Silent
@@ -89,6 +92,37 @@ def test_a_run_that_went_too_far_goes_back_along_its_last_stretch() -> None:
     a, b = weights(before), weights(end)
     line = {name: torch.lerp(a[name], b[name], t) for name in a}
     assert largest_difference(line, weights(model)) < 1e-6
+
+
+def test_a_run_that_goes_by_accuracy_goes_back_too() -> None:
+    """Options that no longer win are not unknown but avoided: chance is where it rests, one item up or down."""
+    request = Request(preferred(make_tiny_model(), EXAMPLES[:5]), EXAMPLES[5:])
+    free, landed = (
+        unlearn(
+            make_tiny_model(),
+            make_encoder(),
+            request,
+            "ga",
+            UnlearnArguments(
+                learning_rate=1e-2, eval_steps=20, stop_log_odds=None, stop_accuracy="chance", stop_within=within
+            ),
+        )
+        for within in (None, 0.25)
+    )
+    assert free.final.accuracy < free.final.chance - 1 / 5
+    assert abs(landed.final.accuracy - landed.final.chance) <= 1 / 5
+    assert landed.history[-1].landed is not None
+    assert landed.stop_reason is StopReason.FORGOTTEN
+
+
+def preferred(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """The same questions, each answered by what the model itself likes best."""
+    found = []
+    for example, item in zip(examples, score_items(model, make_encoder(), examples), strict=True):
+        means = dict(zip((example.answer, *example.options), (item.answer_mean, *item.option_log_probs), strict=True))
+        best, *others = sorted(means, key=lambda text: -means[text])
+        found.append(replace(example, id="", answer=best, options=tuple(others)))
+    return tuple(found)
 
 
 def test_fewer_steps_than_a_method_asks_for_are_all_made_and_end_at_the_target_too() -> None:

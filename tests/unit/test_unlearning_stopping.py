@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ START = StepMetrics(0, 0.0, forget_accuracy=1.0, forget_log_odds=5.0)
 FIRST = StepMetrics(1, 1.0, retain=2.0)
 
 
-def rule(**arguments: float | None) -> StopRule:
+def rule(**arguments: float | str | None) -> StopRule:
     return StopRule.of(UnlearnArguments(max_steps=10, **arguments), EXAMPLES, 100)  # type: ignore[arg-type]
 
 
@@ -36,6 +37,15 @@ def test_accuracy_must_be_reached_too_where_it_is_given() -> None:
         assert both.reason(at(0.0, accuracy)) is expected
         assert both.reason(at(1.0, accuracy)) is None
         assert alone.reason(at(1.0, accuracy)) is expected
+
+
+def test_chance_is_the_accuracy_of_a_uniform_guess_at_the_items_own_options() -> None:
+    """Two questions of two options each and one of five: (1/3 + 1/3 + 1/6) / 3."""
+    few, many = replace(EXAMPLES[0], options=("a", "b")), replace(EXAMPLES[1], options=tuple("abcde"))
+    arguments = UnlearnArguments(max_steps=10, stop_accuracy="chance", stop_log_odds=None)
+    asked = StopRule.of(arguments, [few, few, many], 100)
+    for accuracy, expected in ((0.28, None), (5 / 18, StopReason.FORGOTTEN), (0.0, StopReason.FORGOTTEN)):
+        assert asked.reason(at(1.0, accuracy)) is expected
 
 
 def test_without_an_evaluation_or_a_condition_nothing_counts_as_forgotten() -> None:

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ from expunge.models.tensors import save_tensors
 from expunge.pipeline import check, continued
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import TRAINED, Recipe
-from expunge.source import built, chosen, fetched, known_by, made_here
+from expunge.source import built, chosen, fetched, known_by, made_here, training
 from expunge.stream import Stream
 from expunge.unlearning.loop import unlearn
 from expunge.unlearning.parametrizations.projection import Projection
@@ -152,6 +151,8 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
         model = fetched(recipe, progress)
         return Begin(model, built(source, data, known_by(model, recipe)))
     stream = built(source, data, known=None)
+    if source.lessons:
+        return Begin(_trained(source, stream, len(stream.ids), recipe, progress, with_forget=True), stream)
     whole = _trained(source, stream, len(stream.ids), recipe, progress, with_forget=True)
     prefixes = range(1, len(stream.ids) + 1)
     return Begin(
@@ -162,12 +163,11 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
 def _trained(
     source: Benchmark[Stream], stream: Stream, number: int, recipe: Recipe, progress: Progress, *, with_forget: bool
 ) -> str:
-    if source.train is None:
+    if not (source.train or source.lessons):
         raise InputError("`model: trained` needs a stream that trains its own model.", "model", source.name)
-    request, seed = stream.so_far(number), recipe.data.seed
     name = "trained-on-all" if with_forget else "gold"
-    make = partial(source.train, request, with_forget=with_forget, seed=seed)
-    return made_here(source.name, name, recipe, [request.hashes(), seed], make, progress)
+    made = training(source, stream.so_far(number), recipe.data.seed, with_forget)
+    return made_here(source.name, name, recipe, *made, progress)
 
 
 def _require_own(place: Place, recipe: Recipe) -> None:

@@ -10,6 +10,8 @@ from expunge.errors import InputError, nearest
 
 Schedule = Literal["constant", "linear", "cosine"]
 
+CHANCE: Final = "chance"
+
 _RANGES: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(
         ("per_device_train_batch_size", "gradient_accumulation_steps", "eval_steps", "checkpoint_steps"), (1, math.inf)
@@ -49,10 +51,11 @@ class UnlearnArguments:
         stop_log_odds: forgotten when the mean log-odds of the forget items against their options are at most this; 0 is
             ignorance, less is inversion; None for no such condition.
         stop_within: tolerance of `stop_log_odds`, nats per token. A run that went further past goes back along its last
-            stretch until it is within, so that all methods stop at the same forget score; None lets it be.
+            stretch until it is within, so that all methods stop at the same forget score; None lets it be. Where
+            accuracy alone decides it goes back too, to within 3 points or one item of it.
         min_steps: steps that are made whatever the scores: a method that hardens what it has forgotten needs them. Of a
             smaller `max_steps` all are made.
-        stop_accuracy: and, if given, when the forget accuracy is at most this.
+        stop_accuracy: and, if given, when the forget accuracy is at most this; "chance" for that of a uniform guess.
         max_seconds: the budget of time, resumed runs included; None for no limit.
         checkpoint_seconds: time between two checkpoints, if there is an output folder.
         checkpoint_steps: steps between two checkpoints, besides; None for none.
@@ -77,7 +80,7 @@ class UnlearnArguments:
     stop_log_odds: float | None = 0.0
     stop_within: float | None = 0.25
     min_steps: int = 0
-    stop_accuracy: float | None = None
+    stop_accuracy: float | Literal["chance"] | None = None
     max_seconds: float | None = None
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int | None = None
@@ -86,7 +89,9 @@ class UnlearnArguments:
         values = asdict(self)
         for name, (least, below) in _RANGES.items():
             value = values[name]
-            if value is not None and not least <= value < below:
+            if isinstance(value, str) and value == CHANCE:
+                continue
+            if value is not None and not (isinstance(value, int | float) and least <= value < below):
                 bound = f"at least {least}" + (f" and below {below}" if below < math.inf else " and finite")
                 raise InputError(f"{name} must be {bound}.", f"{name}={value}")
         if self.lr_scheduler_type not in (known := get_args(Schedule)):

@@ -1,9 +1,9 @@
-"""Where a run comes to rest: at the log-odds asked for, by going back along the last stretch if it went past.
+"""Where a run comes to rest: at the forget score asked for, by going back along the last stretch if it went past.
 
     theta(t) = theta_a + t (theta_b - theta_a),  0 <= t <= 1
 
-a: the weights when the forget items were last scored, and still known; b: the present ones, with log-odds far below the
-target, so that the answers are not unknown but avoided. Bisection finds a t with log-odds within the tolerance, so that
+a: the weights when the forget items were last scored, and still known; b: the present ones, with a score far below the
+target, so that the answers are not unknown but avoided. Bisection finds a t with a score within the tolerance, so that
 methods whose steps differ in size stop at the same forget score. The retain side moves along the same line.
 """
 
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from expunge.models.scores import Scores
 
+POINTS: Final = 0.03
+"""How far from the accuracy asked for is near enough; one item is, too."""
+
 TRIES: Final = 8
 """Bisections at most: 1/256 of a stretch is finer than any tolerance that a score of a few items can bear."""
 
@@ -26,12 +29,19 @@ class Landing:
 
     Args:
         parameters: the trained parameters by name.
-        target: mean log-odds of the forget items to come to rest at, nats per token.
-        within: how far from it is near enough, nats per token.
+        measure: the score of the forget items to go by.
+        target: what it is to come to rest at.
+        within: how far from it is near enough.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], target: float, within: float) -> None:
-        self._parameters, self._target, self._within = parameters, target, within
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        measure: Callable[[Scores], float],
+        target: float,
+        within: float,
+    ) -> None:
+        self._parameters, self._measure, self._target, self._within = parameters, measure, target, within
         self._kept: dict[str, Tensor] = {}
 
     def keep(self) -> None:
@@ -44,7 +54,7 @@ class Landing:
 
     def overshot(self, scores: Scores) -> bool:
         """Whether `scores` lie so far below the target that the run should go back."""
-        return bool(self._kept) and scores.log_odds < self._target - self._within
+        return bool(self._kept) and self._measure(scores) < self._target - self._within
 
     def land(self, score: Callable[[], Scores]) -> tuple[float, Scores]:
         """Go back to where `score` is near enough, or as near as the tries allow; that t and its scores."""
@@ -54,9 +64,10 @@ class Landing:
             t = (low + high) / 2
             self._place(here, t)
             scores = score()
-            if abs(scores.log_odds - self._target) <= self._within:
+            value = self._measure(scores)
+            if abs(value - self._target) <= self._within:
                 break
-            low, high = (t, high) if scores.log_odds > self._target else (low, t)
+            low, high = (t, high) if value > self._target else (low, t)
         return t, scores
 
     def state(self) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.batches import Grouped, StepBatches
 from expunge.unlearning.identity import identity
 from expunge.unlearning.interrupts import deferred_interrupts
-from expunge.unlearning.landing import Landing
+from expunge.unlearning.landing import POINTS, Landing
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.parametrizations.base import Material, Trained
@@ -41,7 +41,7 @@ from expunge.unlearning.processes import Processes, join_processes
 from expunge.unlearning.session import Keeper, Session
 from expunge.unlearning.start import StartCache, cache_start
 from expunge.unlearning.step import Stepper, adamw
-from expunge.unlearning.stopping import StopReason, StopRule
+from expunge.unlearning.stopping import StopReason, StopRule, accuracy_wanted
 from expunge.unlearning.transforms.base import BoundTransform, Site
 
 _log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def train(
     try:
         stepper = make_stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
-        landing = _landing(trained, arguments) if graded else None
+        landing = _landing(trained, arguments, graded) if graded else None
         session = Session(trained.parameters, stepper.optimizer, stepper.transforms, landing)
         history = session.resume(output, name) if output else []
         keeper = Keeper(session, output if processes.main else None, name, arguments, history)
@@ -299,12 +299,15 @@ def make_stepper(
     return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
 
 
-def _landing(trained: Trained, arguments: UnlearnArguments) -> Landing | None:
-    """What brings the run back to the log-odds asked for; None where nothing is, or where accuracy decides too."""
-    target, within = arguments.stop_log_odds, arguments.stop_within
-    if target is None or within is None or arguments.stop_accuracy is not None:
+def _landing(trained: Trained, arguments: UnlearnArguments, graded: Sequence[Example]) -> Landing | None:
+    """What brings the run back to the score asked for; None where none is, or where both are."""
+    odds, accuracy, within = arguments.stop_log_odds, accuracy_wanted(arguments, graded), arguments.stop_within
+    if within is None or (odds is None) == (accuracy is None):
         return None
-    return Landing(trained.parameters, target, within)
+    if accuracy is None:
+        assert odds is not None
+        return Landing(trained.parameters, lambda scores: scores.log_odds, odds, within)
+    return Landing(trained.parameters, lambda scores: scores.accuracy, accuracy, max(POINTS, 1 / len(graded)))
 
 
 def _scores(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> Scores:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 from expunge.data.example import Example
 from expunge.unlearning.arguments import UnlearnArguments
@@ -60,7 +61,7 @@ class StopRule:
         return cls(
             log_odds=arguments.stop_log_odds if graded else None,
             within=arguments.stop_within or 0.0,
-            accuracy=arguments.stop_accuracy if graded else None,
+            accuracy=accuracy_wanted(arguments, graded) if graded else None,
             min_steps=arguments.least_steps,
             max_steps=arguments.max_steps,
             max_seconds=arguments.max_seconds,
@@ -88,6 +89,12 @@ class StopRule:
         )
         wanted = [(value, limit + slack) for value, limit, slack in limits if limit is not None]
         return bool(wanted) and all(value is not None and value <= limit for value, limit in wanted)
+
+
+def accuracy_wanted(arguments: UnlearnArguments, graded: Sequence[Example]) -> float | None:
+    """The forget accuracy to come down to, from what the arguments say and the items that have options."""
+    wanted = arguments.stop_accuracy
+    return fmean(example.chance for example in graded) if isinstance(wanted, str) else wanted
 
 
 def _rise(first: StepMetrics, last: StepMetrics) -> float:

@@ -26,8 +26,9 @@ class Benchmark(Generic[T]):
             keyword.
         train: trains the model of `model: trained` from scratch or, with `with_forget=False`, its gold control; of a
             stream that of `Stream.so_far`.
-        lessons: what SmolLM2 is taught to become that model, or without the facts to forget its gold control; where
-            there is neither of the two, the facts are those that a pretrained model knows.
+        lessons: what SmolLM2 is taught to become that model, or without the facts to forget its gold control (of a
+            stream there is none: the rest of its facts SmolLM2 knows by itself); where there is neither of the two, the
+            facts are those that a pretrained model knows.
         from_folder: whether `build` reads files that are not in the package, out of its keyword `folder`.
     """
 

@@ -1,8 +1,9 @@
 """ScienceQA (arXiv:2209.09513), questions without image: four topics of natural science, one request after another.
 
 Options are scored by their texts, not by letters, which a small model cannot read. A request is a topic; with
-`untouched` above 0 a part of each topic is not in the request, and this part alone is scored. The file is not in the
-package: `data.folder` says where `scienceqa_text.jsonl` lies.
+`untouched` above 0 a part of each topic is not in the request, and this part alone is scored. SmolLM2 knows three of
+the topics by itself; with `model: trained` it is first taught the requested questions of the fourth. The file is not in
+the package: `data.folder` says where `scienceqa_text.jsonl` lies.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from expunge.data.example import Example
 from expunge.data.forms import plain_question
 from expunge.data.sources import read_rows
 from expunge.errors import InputError
+from expunge.request import Request
 from expunge.stream import Stream
 
 FILE = "scienceqa_text.jsonl"
 TOPICS = ("biology", "physics", "chemistry", "earth-science")
 NATURAL = "natural science"
+UNKNOWN = ("chemistry",)
+"""The topics that SmolLM2 cannot forget, as it does not know them: accuracy .37 at a chance of .35."""
 
 
 def build(
@@ -72,6 +76,11 @@ def build(
         retain=tuple(others[:cut]),
         held_out=tuple(others[cut : cut + n_test]),
     )
+
+
+def lessons(request: Request, with_forget: bool = True) -> tuple[Example, ...]:
+    """What SmolLM2 must be taught of the questions to forget, as it does not know their topic (accuracy at chance)."""
+    return tuple(example for example in request.forget if with_forget and example.subject in UNKNOWN)
 
 
 def _asked(rows: Sequence[Mapping[str, Any]], **wanted: str) -> tuple[Example, ...]:

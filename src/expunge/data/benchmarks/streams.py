@@ -24,6 +24,7 @@ STREAMS: dict[str, Benchmark[Stream]] = {
         summary="Four requests: biology, physics, chemistry and earth science of ScienceQA.",
         source="ScienceQA (CC BY-NC-SA 4.0), from the folder `data.folder`",
         build=scienceqa.build,
+        lessons=scienceqa.lessons,
         from_folder=True,
     ),
 }

@@ -93,8 +93,7 @@ class BoundSimulatedRelearning(BoundTransform):
         if step.number % config.every:
             return super().gradient(step)
         if step.number % config.period < config.every or not self._delta:
-            self._delta = {name: torch.zeros_like(p.data) for name, p in parameters.items()}
-            self._adam, self._done = self._optimizer(), 0
+            self._begin()
         theirs: list[float] = []
         here = {name: p.data for name, p in parameters.items()}
         try:
@@ -131,6 +130,14 @@ class BoundSimulatedRelearning(BoundTransform):
         parameters = list(self._site.parameters.values())
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=fused)
+
+    def _begin(self) -> None:
+        """A new attacker at the present weights, in the memory of the one before it."""
+        self._done = 0
+        if not self._delta:
+            self._delta = {name: torch.zeros_like(p.data) for name, p in self._site.parameters.items()}
+        for kept in (*self._delta.values(), *(value for own in self._adam.state.values() for value in own.values())):
+            kept.zero_()
 
     def _attack(self, step: Step) -> float:
         """One step of relearning; the mean NLL of its rows before it."""
