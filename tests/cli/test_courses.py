@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from expunge.audit.intervals import wilson
-from expunge.bench.courses import course_rows, course_table, recovery
+from expunge.bench.courses import course_rows, course_table
+from expunge.bench.standings import recovery
 from expunge.cli import app
 from expunge.continual.record import Course, Moment, Relearnt, SetScore
 from expunge.errors import InputError
@@ -193,6 +194,28 @@ def test_the_table_tells_a_request_that_comes_back() -> None:
     assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)
     known = course.model_copy(update={"gold": (moment("g", a=1.0, b=4.0), moment("g", a=1.0, b=2.0))})
     assert recovery(known, back, ["a"]) == pytest.approx((2.0 - 1.0) / (4.0 - 1.0))
+
+
+def test_a_course_that_stops_by_accuracy_is_told_by_accuracy_above_chance() -> None:
+    """Log-odds of tens of nats, as options of other lengths give them, play no part."""
+
+    def at(request: str, a: float, b: float) -> Moment:
+        sets = {"a": score(30.0, a), "b": score(-9.0, b), "retain": score(0.0), "held_out": score(0.0)}
+        return Moment(request=request, sets=sets, perplexity=2.0)
+
+    back = Relearnt(
+        setting="merged", request="a", learning_rate=1e-3, step=4, curve=((1e-3, 4, 2.0),), seconds=1.0,
+        sets={"a": score(99.0, 0.7), "b": score(99.0, 0.6)},
+    )  # fmt: skip
+    course = Course(
+        stream="s", method="m", recipe={"unlearn": {"stop_accuracy": "chance", "stop_log_odds": None}}, seed=1,
+        model="x", start=at("", 0.9, 0.7), after=(at("a", 0.5, 0.7), at("b", 0.55, 0.45)), relearnt=(back,),
+    )  # fmt: skip
+    assert recovery(course, back, ["a"]) == pytest.approx(0.2 / 0.4)
+    assert recovery(course, back, ["a", "b"]) == pytest.approx((0.2 + 0.1) / (0.4 + 0.2))
+    head, _, line = course_table({"m": [course]}).splitlines()
+    assert "worst earlier one, accuracy above chance" in head
+    assert "-0.05 / +0.05" in line
 
 
 @pytest.mark.parametrize("data", ["5", "[people]", "{benchmark: [people]}"])

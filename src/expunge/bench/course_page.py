@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, moments
+from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows
+from expunge.bench.standings import by_accuracy, moments, standing
 from expunge.continual.record import HELD_OUT, Course
 from expunge.models.checkpoint import atomic_write_text
 from expunge.report.canvas import painted, save
@@ -30,7 +31,9 @@ def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
 
 
 def draw_courses(path: Path, courses: Courses) -> None:
-    """One panel per method: log-odds of every request over time, mean over seeds, and of what must stay."""
+    """One panel per method: how every request stands over time, mean over seeds, and what must stay."""
+    first = next(iter(courses.values()))[0]
+    told = "accuracy above chance" if by_accuracy(first) else "log-odds, nats per token"
     with painted(LIGHT):
         columns = min(COLUMNS, len(courses))
         lines = -(-len(courses) // columns)
@@ -41,7 +44,7 @@ def draw_courses(path: Path, courses: Courses) -> None:
         for axes, (method, own) in zip(panels, courses.items(), strict=False):
             _panel(axes, method, own)
         for axes in panels[: len(courses) : columns]:
-            axes.set_ylabel("log-odds, nats per token")
+            axes.set_ylabel(told)
         for axes in panels[max(0, len(courses) - columns) : len(courses)]:
             axes.set_xlabel("requests carried out")
             axes.tick_params(labelbottom=True)
@@ -65,4 +68,6 @@ def _panel(axes: Axes, method: str, own: Sequence[Course]) -> None:
 
 
 def _over_time(own: Sequence[Course], name: str) -> list[float]:
-    return [fmean(moments(course)[i].sets[name].log_odds for course in own) for i in range(len(own[0].after) + 1)]
+    return [
+        fmean(standing(course, moments(course)[i].sets[name]) for course in own) for i in range(len(own[0].after) + 1)
+    ]

@@ -12,8 +12,19 @@ from statistics import fmean
 from expunge.audit.intervals import wilson
 from expunge.bench.grid import Grid
 from expunge.bench.rows import DIGITS, interval, mean, with_interval
+from expunge.bench.standings import (
+    at_the_end,
+    mean_standing,
+    moments,
+    recovery,
+    relearnt,
+    shares,
+    standing,
+    unit,
+    worst_earlier,
+)
 from expunge.continual.course import run_course
-from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore
+from expunge.continual.record import HELD_OUT, RETAIN, Course, SetScore
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
 
@@ -97,8 +108,9 @@ def dump_course_rows(found: Iterable[CourseRow]) -> str:
 
 def course_table(courses: Courses) -> str:
     """One line per method: where its courses end, what they cost, and what relearning brings back."""
+    told = unit(next(iter(courses.values()))[0])
     lines = [
-        "| method | seeds | forgotten: accuracy / log-odds | last request / worst earlier one, log-odds | retain "
+        f"| method | seeds | forgotten: accuracy / {told} | last request / worst earlier one, {told} | retain "
         "| held-out | perplexity | trained numbers | seconds a request | relearnt, merged: same / others "
         "| frozen | reapplied |",
         "|" + "---|" * 12,
@@ -106,60 +118,51 @@ def course_table(courses: Courses) -> str:
     return "\n".join([*lines, *(_line(method, own) for method, own in courses.items())])
 
 
+def request_table(courses: Courses) -> str:
+    """One line per method: accuracy of every request, and of what stays, in the last model, beside start and chance."""
+    first = next(iter(courses.values()))[0]
+    names = [*(moment.request for moment in first.after), RETAIN, HELD_OUT]
+    lines = [
+        f"| method | {' | '.join(name.replace('_', '-') for name in names)} |",
+        "|" + "---|" * (1 + len(names)),
+    ]
+    for method, own in courses.items():
+        cells = [_from_to(_row(method, own, 0, name), _row(method, own, len(own[0].after), name)) for name in names]
+        lines.append(f"| {' | '.join([method, *cells])} |")
+    return "\n".join(lines)
+
+
+def _from_to(start: CourseRow, end: CourseRow) -> str:
+    now = with_interval(end.accuracy, end.ci_low, end.ci_high)
+    return f"{start.accuracy:.2f} to {now}, chance {end.chance:.2f}"
+
+
 SHORT = ("method", "forgotten", "worst earlier", "retain", "held-out", "relearnt: same", "others")
 """Columns of `short_table`."""
 
 
 def short_table(courses: Courses) -> list[tuple[str, ...]]:
-    """The narrow form: log-odds of all requests and of the worst earlier one at the end, what stays, R when merged."""
+    """The narrow form: how all requests and the worst earlier one stand at the end, what stays, R when merged."""
     return [
         (
             method,
-            f"{fmean(forgotten(course, 'log_odds') for course in own):+.2f}",
+            f"{fmean(map(mean_standing, own)):+.2f}",
             f"{fmean(map(worst_earlier, own)):+.2f}",
             *(f"{fmean(course.after[-1].sets[name].accuracy for course in own):.2f}" for name in (RETAIN, HELD_OUT)),
-            *(f"{fmean(found):.2f}" if found else "" for found in _shares(own, "merged")),
+            *(f"{fmean(found):.2f}" if found else "" for found in shares(own, "merged")),
         )
         for method, own in courses.items()
     ]
 
 
-def forgotten(course: Course, field: str) -> float:
-    """Mean of a field of `SetScore` over all requests, at the end."""
-    return fmean(getattr(course.after[-1].sets[moment.request], field) for moment in course.after)
-
-
-def worst_earlier(course: Course) -> float:
-    """The highest log-odds at the end among the requests before the last; NaN where there is none."""
-    return max((course.after[-1].sets[moment.request].log_odds for moment in course.after[:-1]), default=math.nan)
-
-
-def moments(course: Course) -> tuple[Moment, ...]:
-    """The start, and after every request."""
-    return (course.start, *course.after)
-
-
-def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
-    """R of the sets `names`: (attacked - control) / (before - control) in log-odds, mean over the sets.
-
-    The control is the gold model of the whole stream where there is one, else ignorance, log-odds 0.
-    """
-    shares = []
-    for name in names:
-        control = course.gold[-1].sets[name].log_odds if course.gold else 0.0
-        before = course.start.sets[name].log_odds - control
-        shares.append((back.sets[name].log_odds - control) / before)
-    return fmean(shares)
-
-
 def _attacked(method: str, own: Sequence[Course], setting: str, scored: str) -> CourseRow:
     """A request in the last model, after relearning on the first one."""
-    pairs = [(course, back) for course in own if (back := _setting(course, setting))]
-    shares = [recovery(course, back, [scored]) for course, back in pairs]
-    low, high = interval(shares)
+    pairs = [(course, back) for course in own if (back := relearnt(course, setting))]
+    found = [recovery(course, back, [scored]) for course, back in pairs]
+    low, high = interval(found)
     row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [b.sets[scored] for _, b in pairs])
     bounds = (None, None) if math.isnan(low) else (round(low, DIGITS), round(high, DIGITS))
-    return replace(row, relearnt=setting, recovery=mean(shares), recovery_low=bounds[0], recovery_high=bounds[1])
+    return replace(row, relearnt=setting, recovery=mean(found), recovery_low=bounds[0], recovery_high=bounds[1])
 
 
 def _row(
@@ -198,15 +201,14 @@ def _line(method: str, own: Sequence[Course]) -> str:
         return with_interval(fmean(values), *interval(values)) if values else ""
 
     def back(setting: str) -> str:
-        same, others = _shares(own, setting)
+        same, others = shares(own, setting)
         return f"{spread(same)} / {spread(others)}" if same else ""
 
-    last = own[0].after[-1].request
     cells = [
         method,
         str(len(own)),
-        f"{spread([forgotten(c, 'accuracy') for c in own])} / {over(lambda c: forgotten(c, 'log_odds'), '+.2f')}",
-        f"{over(lambda c: c.after[-1].sets[last].log_odds, '+.2f')} / {over(worst_earlier, '+.2f')}",
+        f"{spread([fmean(s.accuracy for s in at_the_end(c)) for c in own])} / {over(mean_standing, '+.2f')}",
+        f"{over(lambda c: standing(c, at_the_end(c)[-1]), '+.2f')} / {over(worst_earlier, '+.2f')}",
         spread([c.after[-1].sets[RETAIN].accuracy for c in own]),
         spread([c.after[-1].sets[HELD_OUT].accuracy for c in own]),
         over(lambda c: c.after[-1].perplexity, ".1f"),
@@ -215,15 +217,3 @@ def _line(method: str, own: Sequence[Course]) -> str:
         *map(back, ("merged", "frozen", "reapplied")),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _shares(own: Sequence[Course], setting: str) -> tuple[list[float], list[float]]:
-    """R of the request tuned on, and mean R of all others, course by course."""
-    pairs = [(course, back) for course in own if (back := _setting(course, setting))]
-    first, *others = [moment.request for moment in own[0].after]
-    same = [recovery(course, back, [first]) for course, back in pairs]
-    return same, [recovery(course, back, others) for course, back in pairs] if others else []
-
-
-def _setting(course: Course, setting: str) -> Relearnt | None:
-    return next((found for found in course.relearnt if found.setting == setting), None)
