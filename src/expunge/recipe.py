@@ -42,7 +42,7 @@ class Data(_Strict):
     Args:
         benchmark: a name of `expunge list benchmarks`; excludes the files.
         folder: where the files of a benchmark lie that is not in the package.
-        forget, retain, attack: files or `datasets` ids read by `read_examples`.
+        forget, retain, attack, hold: files or `datasets` ids read by `read_examples`.
         test: name -> file of further questions to score.
         text: a file of plain text for perplexity and KL; the bundled passages where absent.
         seed: of the split into forget, retain, test and attack.
@@ -54,6 +54,7 @@ class Data(_Strict):
     forget: str | None = None
     retain: str | None = None
     attack: str | None = None
+    hold: str | None = None
     text: str | None = None
     test: dict[str, str] = Field(default_factory=dict)
     seed: int = 0
@@ -61,7 +62,7 @@ class Data(_Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.benchmark and (self.forget or self.retain or self.attack or self.test):
+        if self.benchmark and (self.forget or self.retain or self.attack or self.hold or self.test):
             raise ValueError("name a benchmark or files, not both")
         if not self.benchmark and not self.forget:
             raise ValueError("name a benchmark, or both `forget` and `retain` files")

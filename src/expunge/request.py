@@ -44,6 +44,7 @@ class Request:
         text: plain passages for perplexity and KL.
         name: short label of the request.
         reason: why, or by whom, it was asked.
+        hold: what earlier requests made go; an objective that stops at ignorance keeps it there (`Bounded`).
 
     Raises:
         InputError: `forget` is empty or repeats itself, two sets that must be disjoint share a (prompt, answer),
@@ -57,6 +58,7 @@ class Request:
     text: tuple[str, ...] = ()
     name: str = ""
     reason: str = ""
+    hold: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         _freeze(self)
@@ -68,6 +70,8 @@ class Request:
         _require_unique_ids("forget", self.forget)
         _require_unique_ids("attack", self.attack)
         _require_disjoint("forget", self.forget, "retain", self.retain)
+        for other, examples in (("forget", self.forget), ("retain", self.retain)):
+            _require_disjoint("hold", self.hold, other, examples)
         for other, examples in self._sets().items():
             if other != "attack":
                 _require_disjoint("attack", self.attack, other, examples)
@@ -75,10 +79,10 @@ class Request:
     def examples(self) -> tuple[Example, ...]:
         """The records of all sets."""
         tests = (example for group in self.test.values() for example in group)
-        return (*self.forget, *self.retain, *self.attack, *tests)
+        return (*self.forget, *self.retain, *self.attack, *self.hold, *tests)
 
     def hashes(self) -> dict[str, str]:
-        """sha256 of the canonical JSON of each part, keyed "forget", "retain", "test/NAME", "attack", "text"."""
+        """sha256 of the canonical JSON of each part, by "forget", "retain", "test/NAME", "attack", "hold", "text"."""
         parts: dict[str, list[Any]] = {k: [e.to_json() for e in v] for k, v in self._sets().items()}
         parts["text"] = list(self.text)
         return {k: hashlib.sha256(_canonical(v).encode()).hexdigest() for k, v in parts.items()}
@@ -108,6 +112,7 @@ class Request:
             retain=_read_examples(folder / "retain.jsonl"),
             test={p.stem: _read_examples(p) for p in sorted((folder / "test").glob("*.jsonl"))},
             attack=_read_examples(folder / "attack.jsonl"),
+            hold=_read_examples(folder / "hold.jsonl"),
             text=tuple(str(row.get("text", "")) for row in _read_lines(folder / "text.jsonl")),
             name=str(about.get("name", "")),
             reason=str(about.get("reason", "")),
@@ -119,12 +124,13 @@ class Request:
 
     def _sets(self) -> dict[str, tuple[Example, ...]]:
         groups = {f"test/{name}": examples for name, examples in sorted(self.test.items())}
-        return {"forget": self.forget, "retain": self.retain, **groups, "attack": self.attack}
+        hold = {"hold": self.hold} if self.hold else {}
+        return {"forget": self.forget, "retain": self.retain, **groups, "attack": self.attack, **hold}
 
 
 def _freeze(request: Request) -> None:
     """Accept lists where tuples are meant, so that a request is immutable whoever builds it."""
-    for name in ("forget", "retain", "attack", "text"):
+    for name in ("forget", "retain", "attack", "hold", "text"):
         object.__setattr__(request, name, tuple(vars(request)[name]))
     object.__setattr__(request, "test", {k: tuple(v) for k, v in request.test.items()})
 

@@ -149,6 +149,7 @@ def from_files(data: Data, template: Template) -> Request:
         data.forget,
         data.retain,
         attack=data.attack,
+        hold=data.hold,
         test=data.test,
         text=data.text,
         seed=data.seed,
@@ -161,6 +162,7 @@ def read_request(
     retain: str | None = None,
     *,
     attack: str | None = None,
+    hold: str | None = None,
     test: Mapping[str, str] | None = None,
     text: str | None = None,
     seed: int = 0,
@@ -170,15 +172,16 @@ def read_request(
     read = partial(read_examples, question=QUESTIONS[template])
     goes, stays = read(forget), read(retain) if retain else ()
     groups = {name: read(path) for name, path in (test or {}).items()}
-    others = read(attack) if attack else ()
+    others, earlier = (read(path) if path else () for path in (attack, hold))
     known = [*stays, *(e for name, group in groups.items() if name not in FORGET_GROUPS for e in group)]
-    filled = partial(with_options, stays=known, goes=[*goes, *others], seed=seed)
+    filled = partial(with_options, stays=known, goes=[*goes, *others, *earlier], seed=seed)
     bare = sum(not example.options for example in goes)
     request = Request(
         forget=filled(goes),
         retain=filled(stays),
         test={name: filled(group) for name, group in groups.items()},
         attack=others,
+        hold=filled(earlier),
         text=read_texts(text) if text else (),
         name=Path(forget).stem,
     )

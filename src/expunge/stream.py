@@ -51,13 +51,14 @@ class Stream:
         return self.scored.get(name) or self.requests[name]
 
     def request(self, number: int) -> Request:
-        """The request `number`, counted from 0; those that came before it are its groups `request_ID`."""
+        """The request `number`, counted from 0; those before it are its groups `request_ID`, and held."""
         name = self.ids[number]
         earlier = {f"request_{other}": self.scored_on(other) for other in self.ids[:number]}
         return Request(
             forget=self.requests[name],
             retain=self.retain,
             test={"held_out": self.held_out, **earlier},
+            hold=tuple(example for other in self.ids[:number] for example in self.requests[other]),
             text=self.text,
             name=f"{self.name}, {name}",
         )

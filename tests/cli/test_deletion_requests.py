@@ -78,6 +78,9 @@ def test_two_requests_from_coming_in_to_the_proof(
     assert set(done["second"].standings) == {"first", "second"} and set(done["first"].standings) == {"first"}
     kept = (tmp_path / "runs" / "second.retain.jsonl").read_text().splitlines()
     assert {json.loads(line)["prompt"] for line in kept} == {e.prompt for e in tiny_examples[4:]}
+    held = (tmp_path / "runs" / "second.hold.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in held} == {e.prompt for e in tiny_examples[:2]}
+    assert not (tmp_path / "runs" / "first.hold.jsonl").exists()
     record = json.loads((tmp_path / "runs" / "second" / "record.json").read_text())
     assert record["scores"]["groups"]["request_first"]["after"]["n"] == 2
     assert record["attacks"][0]["settings"]["bits"] == [8]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -19,6 +20,7 @@ orders = st.builds(
     n_retain=st.integers(0, 30),
     batch_size=st.integers(1, 12),
     seed=st.integers(-5, 2**40),
+    n_held=st.integers(0, 20),
 )
 
 
@@ -26,8 +28,28 @@ orders = st.builds(
 def test_every_epoch_has_each_forget_item_once(order: PairedOrder, epoch: int) -> None:
     first = epoch * order.steps_per_epoch
     batches = [order.at(first + i)[0] for i in range(order.steps_per_epoch)]
-    assert sorted(chain(*batches)) == list(range(order.n_forget))
+    own = [[item for item in batch if item < order.n_forget] for batch in batches]
+    assert sorted(chain(*own)) == list(range(order.n_forget))
     assert all(len(batch) == order.batch_size for batch in batches[:-1])
+
+
+@given(orders)
+def test_held_items_take_half_of_a_step_at_most_and_come_equally_often(order: PairedOrder) -> None:
+    steps = [order.at(step)[0] for step in range(4 * order.steps_per_epoch + order.n_held)]
+    drawn = [[item - order.n_forget for item in step if item >= order.n_forget] for step in steps]
+    assert {len(held) for held in drawn} == {min(order.n_held, order.batch_size // 2)}
+    everything = list(chain(*drawn))
+    for start in range(0, len(everything) - order.n_held + 1, max(order.n_held, 1)):
+        assert sorted(everything[start : start + order.n_held]) == list(range(order.n_held))
+
+
+@given(orders, st.integers(0, 50))
+def test_without_held_items_a_step_is_what_it_was(order: PairedOrder, step: int) -> None:
+    """What a step draws does not depend on there being a field for them."""
+    alone = replace(order, n_held=0)
+    epoch, batch = divmod(step, alone.steps_per_epoch)
+    items = permutation(order.n_forget, f"{order.seed}/forget/{epoch}")
+    assert alone.at(step)[0] == items[batch * order.batch_size : (batch + 1) * order.batch_size]
 
 
 @given(orders)
@@ -48,7 +70,7 @@ def test_both_sides_have_one_length_unless_there_is_nothing_to_retain(order: Pai
 def test_the_order_of_asking_changes_nothing(order: PairedOrder, steps: list[int]) -> None:
     asked = {step: order.at(step) for step in steps}
     permutation.cache_clear()
-    again = PairedOrder(order.n_forget, order.n_retain, order.batch_size, order.seed)
+    again = replace(order)
     assert {step: again.at(step) for step in reversed(steps)} == asked
 
 

@@ -36,6 +36,15 @@ def test_saving_leaves_only_the_documented_files(tmp_path: Path) -> None:
     assert found == parts | {"test/held_out.jsonl", "test/empty.jsonl"}
 
 
+def test_what_earlier_requests_made_go_is_a_part_of_its_own(tmp_path: Path) -> None:
+    """No file and no hash where there is none, so that requests of before it keep theirs."""
+    request = replace(full(), hold=(replace(C, id="other", prompt="Where is E?"),))
+    assert Request.load(request.save(tmp_path)) == request
+    assert request.hashes().keys() - full().hashes().keys() == {"hold"}
+    assert {k: v for k, v in request.hashes().items() if k != "hold"} == full().hashes()
+    assert request.hold[0] in request.examples()
+
+
 def test_lists_are_accepted_and_frozen() -> None:
     request = Request([A], [B], {"held_out": [C]})  # type: ignore[arg-type, dict-item]
     assert request == Request((A,), (B,), {"held_out": (C,)})
@@ -74,6 +83,9 @@ def test_hashes_are_those_of_canonical_json() -> None:
         (lambda: Request((A,), attack=(A,)), "attack and forget overlap"),
         (lambda: Request((A,), (B,), attack=(B,)), "attack and retain overlap"),
         (lambda: Request((A,), test={"held_out": (C,)}, attack=(C,)), "attack and test/held_out overlap"),
+        (lambda: Request((A,), hold=(A,)), "hold and forget overlap"),
+        (lambda: Request((A,), (B,), hold=(B,)), "hold and retain overlap"),
+        (lambda: Request((A,), attack=(B,), hold=(B,)), "attack and hold overlap"),
         (lambda: Request((A,), test={"../up": ()}), "file name"),
     ],
 )

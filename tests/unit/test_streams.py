@@ -36,7 +36,8 @@ def test_a_stream_is_its_requests_one_after_another() -> None:
     stream = Stream("two", {"a": facts("A", "B"), "b": facts("C")}, facts("R"), facts("H"))
     second = stream.request(1)
     assert [e.subject for e in second.forget] == ["C"]
-    assert [e.subject for e in second.test["request_a"]] == ["A", "B"]
+    assert [e.subject for e in second.test["request_a"]] == ["A", "B"] == [e.subject for e in second.hold]
+    assert stream.request(0).hold == ()
     assert stream.scored_on("a") == stream.requests["a"]
     assert [e.subject for e in stream.so_far(1).forget] == ["A", "B"]
     assert [e.subject for e in stream.so_far(1).retain] == ["R", "C"]

@@ -18,6 +18,7 @@ from expunge.progress import Silent
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import unlearn
+from expunge.unlearning.methods import build_method
 from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.stopping import StopReason
 from tiny import make_tiny_model
@@ -113,6 +114,30 @@ def test_a_run_that_goes_by_accuracy_goes_back_too() -> None:
     assert abs(landed.final.accuracy - landed.final.chance) <= 1 / 5
     assert landed.history[-1].landed is not None
     assert landed.stop_reason is StopReason.FORGOTTEN
+
+
+def test_what_came_back_of_an_earlier_request_goes_with_a_later_one_which_alone_ends_the_run() -> None:
+    """Only where the loss has a floor: ascent would drive what is gone on into inversion."""
+    known = preferred(make_tiny_model(), EXAMPLES[:5])
+    request = Request(known[:3], EXAMPLES[5:], hold=known[3:])
+    arguments = UnlearnArguments(learning_rate=3e-3, eval_steps=1, max_steps=200, stop_log_odds=0.0)
+
+    def made(name: str, **settings: bool) -> tuple[float, float]:
+        model = make_tiny_model()
+        method = build_method(name, settings={"retain_weight": 0.0, **settings})
+        result = unlearn(model, make_encoder(), request, method, arguments)
+        assert result.stop_reason is StopReason.FORGOTTEN
+        assert result.final == summarise(score_items(model, make_encoder(), request.forget))
+        return result.final.log_odds, summarise(score_items(model, make_encoder(), request.hold)).log_odds
+
+    before = summarise(score_items(make_tiny_model(), make_encoder(), request.hold)).log_odds
+    (_, held), (_, left) = made("bounded"), made("bounded", hold_earlier=False)
+    assert held < 0.3 * before < left
+    bare = replace(request, hold=())
+    one, other = make_tiny_model(), make_tiny_model()
+    for model, asked in ((one, request), (other, bare)):
+        unlearn(model, make_encoder(), asked, "graddiff", replace(arguments, max_steps=3))
+    assert_same(weights(one), weights(other))
 
 
 def preferred(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[Example, ...]:

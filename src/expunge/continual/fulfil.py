@@ -1,9 +1,9 @@
 """Requests carried out one after another, each from the model that the one before it left.
 
-For request t the retain side is its own and that of the requests before it, without any fact that had to go, and a
-projection begins with the rows that they removed. Afterwards all requests so far are scored and attacked again. The
-ledger is written last: an interrupted run goes on when called again, and until then the last good model is the one that
-the ledger ends with.
+For request t the retain side is its own and that of the requests before it, without any fact that had to go; what they
+made go is held (`Request.hold`), and a projection begins with the rows that they removed. Afterwards all requests so
+far are scored and attacked again. The ledger is written last: an interrupted run goes on when called again, and until
+then the last good model is the one that the ledger ends with.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ class Requests:
         """The recipe of the run, its data files those of the ledger and the joint retain side."""
         stored = self.ledger.folder / "requests"
         request, done = self.ledger.request(name), self.ledger.fulfilled()
-        retain = self.output / f"{name}.retain.jsonl"
-        lines = [json.dumps(example.to_json(), sort_keys=True) for example in self._retain(name, request)]
-        retain.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(retain, "".join(f"{line}\n" for line in lines))
+        retain = self._written(f"{name}.retain.jsonl", self._retain(name, request))
         test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}
         test |= {f"request_{other}": str(stored / other / "forget.jsonl") for other in done}
         data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "retain": str(retain), "test": test}
+        if done:
+            hold = [example for other in done for example in self.ledger.request(other).forget]
+            data["hold"] = str(self._written(f"{name}.hold.jsonl", hold))
         if request.attack:
             data["attack"] = str(stored / name / "attack.jsonl")
         keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
@@ -131,6 +131,13 @@ class Requests:
         if not found:
             raise InputError("Nothing is left to retain.", f"request {name}", "Give a retain set with the request.")
         return found
+
+    def _written(self, name: str, examples: Sequence[Example]) -> Path:
+        """A file of examples beside the runs."""
+        path = self.output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, "".join(f"{json.dumps(e.to_json(), sort_keys=True)}\n" for e in examples))
+        return path
 
     def _run(self, name: str) -> RunFolder:
         return RunFolder(self.output / name)

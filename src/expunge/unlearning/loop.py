@@ -106,6 +106,7 @@ def unlearn(
         request.retain,
         chosen,
         arguments or build(UnlearnArguments, chosen.loop),
+        hold=request.hold,
         output=output,
         progress=progress or Silent(),
     )
@@ -119,6 +120,7 @@ def train(
     method: Method,
     arguments: UnlearnArguments,
     *,
+    hold: Sequence[Example] = (),
     output: Path | None,
     progress: Progress,
 ) -> UnlearnResult:
@@ -130,11 +132,11 @@ def train(
     if processes.world > 1:
         model.to(device)  # type: ignore[arg-type]
     model.train(False)
-    batches = step_batches(model, encoder, forget, retain, method, arguments, processes)
+    batches = step_batches(model, encoder, forget, retain, method, arguments, processes, hold)
     # Everything about the untouched model comes first: a checkpoint may be about to replace its weights.
     start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
     name = identity(method, arguments, batches, model) if output else {}
-    trained = method.parametrization.bind(model, arguments.seed, _material(batches, encoder))
+    trained = method.parametrization.bind(model, arguments.seed, _material(batches, encoder, len(forget)))
     try:
         stepper = make_stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
@@ -244,12 +246,15 @@ def step_batches(
     method: Method,
     arguments: UnlearnArguments,
     processes: Processes,
+    hold: Sequence[Example] = (),
 ) -> StepBatches:
-    """The encoded items in the order of the run; no retain items where the objective uses none."""
+    """The encoded items in the order of the run; no retain and no held items where the objective uses none."""
     used = retain if method.objective.uses_retain else ()
+    held = hold if method.objective.holds_earlier else ()
     per_forward = arguments.per_device_train_batch_size
     size = per_forward * arguments.gradient_accumulation_steps * processes.world
-    order = PairedOrder(len(forget), len(used), size, arguments.seed)
+    order = PairedOrder(len(forget), len(used), size, arguments.seed, len(held))
+    forget = (*forget, *held)
     gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))
     found = [method.objective.companions(example) for example in forget]
     beside = [tuple(encoder.encode(e.prompt, text) for text in texts) for e, texts in zip(forget, found, strict=True)]
@@ -274,10 +279,10 @@ def _twins(encoder: Encoder, forget: Sequence[Example], retain: Sequence[Example
     return found if any(found) else ()
 
 
-def _material(batches: StepBatches, encoder: Encoder) -> Material:
-    """The items of the run, as a parametrization may look at them."""
+def _material(batches: StepBatches, encoder: Encoder, n_forget: int) -> Material:
+    """The items of the run, as a parametrization may look at them: not those of earlier requests."""
     special = frozenset(encoder.tokenizer.all_special_ids)
-    return Material(batches.forget, batches.retain, batches.pad_id, special, 2 * batches.per_forward)
+    return Material(batches.forget[:n_forget], batches.retain, batches.pad_id, special, 2 * batches.per_forward)
 
 
 def make_stepper(

@@ -134,6 +134,11 @@ class Objective(ABC):
         """
         return 0
 
+    @property
+    def holds_earlier(self) -> bool:
+        """Whether facts of earlier requests are forget rows too: only a loss that stops at ignorance can bear them."""
+        return False
+
     def goals(self, twins: Float[Tensor, " items"]) -> Float[Tensor, " items"]:
         """Where each forget item is to go, from the log-odds of its twins at the start."""
         return twins

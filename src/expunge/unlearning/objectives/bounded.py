@@ -51,15 +51,23 @@ class Bounded(Balanced):
     Args:
         margin: log-odds, nats per token, to come down to; 0 is ignorance.
         restore: weight of the way back up; 0 leaves an item alone that is below.
+        hold_earlier: have the facts of earlier requests among the forget rows, where what comes back has a gradient
+            and what is gone has none; which request the run is for decides alone when it ends.
     """
 
     margin: float = 0.0
     restore: float = 0.0
+    hold_earlier: bool = True
 
     def __post_init__(self) -> None:
         require_weights(forget_weight=self.forget_weight, retain_weight=self.retain_weight, restore=self.restore)
         if not math.isfinite(self.margin):
             raise InputError("margin must be a finite number.", f"margin={self.margin}")
+
+    @property
+    def holds_earlier(self) -> bool:
+        """`hold_earlier`."""
+        return self.hold_earlier
 
     def companions(self, example: Example) -> tuple[str, ...]:
         """Its wrong options; InputError where it has none."""
