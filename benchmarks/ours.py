@@ -1,4 +1,4 @@
-"""expunge's own step, taken out of its loop: `Stepper.step` on the first step's batch again and again."""
+"""expunge's own step, taken out of its loop: `Stepper.step` on the same few batches again and again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ Facts = tuple[Sequence[Example], Sequence[Example]]
 
 
 class OurStep:
-    """One step of `method`; a vanishing learning rate keeps the problem the same.
-
-    Args:
-        steps: the numbers of the steps that are made in turn.
-    """
+    """The first of so many steps of `method`; a vanishing learning rate keeps the problem the same."""
 
     def __init__(
         self,
@@ -33,22 +29,23 @@ class OurStep:
         method: str,
         facts: Facts,
         batch_size: int,
-        steps: Sequence[int] = (0,),
+        steps: int = 1,
     ) -> None:
-        arguments = UnlearnArguments(
-            learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=max(steps) + 1
-        )
+        arguments = UnlearnArguments(learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=steps)
         parts = METHODS[method]
         self.batches = step_batches(model, encoder, *facts, parts, arguments, Processes())
         start = cache_start(parts.objective, model, readout(model), self.batches, arguments.max_steps)
         trained = parts.parametrization.bind(model, arguments.seed)
         self.stepper = make_stepper(model, trained, parts, self.batches, start, arguments)
-        self._made, self._steps = 0, steps
 
     def __call__(self) -> None:
         """Forward, backward, clip, step."""
-        self.stepper.step(self._steps[self._made % len(self._steps)])
-        self._made += 1
+        self.walk(range(1))
+
+    def walk(self, numbers: Sequence[int]) -> None:
+        """The steps of these numbers, one after the other."""
+        for number in numbers:
+            self.stepper.step(number)
 
     def pair(self) -> tuple[Batch, Batch]:
         """The forget and the retain batch that every step sees."""

@@ -13,7 +13,7 @@ from plain import PlainStep, graddiff, npo_with_second_model
 from shapes import demo_facts, smollm2
 
 BATCH = 8
-BEGIN, GO_ON = (0, 1), (2, 3)
+BEGIN, GO_ON = range(2), range(2, 4)
 """Steps of durable, each pair one of its attacker and one without: the first pair begins a new attacker."""
 
 PAIRS = 15
@@ -25,18 +25,15 @@ def measure(settings: Settings, result: Result) -> None:
     graddiff 1.25 times faster at medium precision, where the processor multiplies bfloat16.
     """
     model, encoder = smollm2(settings)
-    ours = {name: OurStep(model, encoder, name, demo_facts(), BATCH) for name in ("graddiff", "npo", "ssiuu")}
+    names = ("graddiff", "npo", "ssiuu", "durable")
+    ours = {name: OurStep(model, encoder, name, demo_facts(), BATCH, GO_ON.stop) for name in names}
     plain = partial(PlainStep, model)
     batch = ours["graddiff"].pair()
     losses = {"graddiff": graddiff, "npo": npo_with_second_model(model)}
-    walks = {
-        (name, pair): OurStep(model, encoder, name, demo_facts(), BATCH, pair)
-        for name in ("graddiff", "durable")
-        for pair in (BEGIN, GO_ON)
-    }
     ways: dict[str, Callable[[], None]] = {f"plain {name}": plain(loss, *batch) for name, loss in losses.items()}
-    ways |= {f"expunge {name}": step for name, step in ours.items()}
-    ways |= {f"expunge {name}, {of(pair)}": lambda step=step: (step(), step()) for (name, pair), step in walks.items()}
+    ways |= {f"expunge {name}": ours[name] for name in names[:3]}
+    for name in ("graddiff", "durable"):
+        ways |= {f"expunge {name}, {of(pair)}": partial(ours[name].walk, pair) for pair in (BEGIN, GO_ON)}
     ways["expunge graddiff, medium precision"] = matmul_precision("medium", "cpu")(ours["graddiff"])
     times = side_by_side(ways, settings.repetitions(12))
     result.add_times(times)
@@ -56,7 +53,7 @@ def measure(settings: Settings, result: Result) -> None:
     result.notes.append(f"24 capitals of world_facts, forget and retain batch {shapes} tokens, fp32")
 
 
-def of(pair: tuple[int, int]) -> str:
+def of(pair: range) -> str:
     """What a pair of steps is called."""
     return f"steps {pair[0] + 1} and {pair[1] + 1}"
 
