@@ -92,7 +92,8 @@ def training(
     if benchmark.lessons:
         taught = benchmark.lessons(request, with_forget)
         texts = [[example.prompt, example.answer] for example in taught]
-        return [repr(Lessons()), texts], partial(teach_smollm2, taught, Lessons())
+        manner = Lessons(learning_rate=benchmark.teaching_rate)
+        return [repr(manner), texts], partial(teach_smollm2, taught, manner)
     assert benchmark.train is not None
     return [request.hashes(), seed], partial(benchmark.train, request, with_forget=with_forget, seed=seed)
 

@@ -24,7 +24,7 @@ class StartCache:
     """Start values of all items that the run will meet.
 
     `place` leads from a retain item to its row of `retain` and `retain_states`; `block` is what is read instead of the
-    head, if anything is.
+    head, if anything is; `n_own` the number of forget items before those that are held, None where none are.
     """
 
     read: Readout
@@ -36,6 +36,7 @@ class StartCache:
     retain_states: tuple[Tensor, ...] = ()
     twins: Reference | None = None
     goals: Tensor | None = None
+    n_own: int | None = None
 
     def of(
         self, part: MicroBatch, companions: Companions | None = None, twins: Companions | None = None
@@ -63,6 +64,7 @@ class StartCache:
             twins=twins,
             twins_start=_of_rows(self.twins, part.twins),
             goals=None if self.goals is None else self.goals[part.forget.index],
+            held=None if self.n_own is None else part.forget.index >= self.n_own,
         )
 
 
@@ -91,8 +93,12 @@ def cache_start(
     companions = _owned(model, batches, batches.companions) if objective.uses_companion_start else None
     twins = goals = None
     if objective.twins:
-        twins, goals = _owned(model, batches, batches.twin_rows), objective.goals(_twin_margins(model, read, batches))
-    return StartCache(read, forget, retain, place, companions, block, states, twins, goals)
+        own = batches.order.n_forget
+        said = _twin_margins(model, read, batches)
+        twins = _owned(model, batches, batches.twin_rows)
+        goals = torch.cat([objective.goals(part) for part in (said[:own], said[own:]) if len(part)])
+    held = batches.order.n_forget if batches.order.n_held else None
+    return StartCache(read, forget, retain, place, companions, block, states, twins, goals, held)
 
 
 def _block(model: PreTrainedModel, layer: int | None) -> nn.Module | None:

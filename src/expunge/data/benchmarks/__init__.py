@@ -29,6 +29,7 @@ class Benchmark(Generic[T]):
         lessons: what SmolLM2 is taught to become that model, or without the facts to forget its gold control (of a
             stream there is none: the rest of its facts SmolLM2 knows by itself); where there is neither of the two, the
             facts are those that a pretrained model knows.
+        teaching_rate: the learning rate at which that is taught.
         from_folder: whether `build` reads files that are not in the package, out of its keyword `folder`.
     """
 
@@ -38,6 +39,7 @@ class Benchmark(Generic[T]):
     build: Callable[..., T]
     train: Callable[..., Path] | None = None
     lessons: Callable[[Request, bool], Sequence[Example]] | None = None
+    teaching_rate: float = 2e-4
     from_folder: bool = False
 
 

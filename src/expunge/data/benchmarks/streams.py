@@ -25,6 +25,7 @@ STREAMS: dict[str, Benchmark[Stream]] = {
         source="ScienceQA (CC BY-NC-SA 4.0), from the folder `data.folder`",
         build=scienceqa.build,
         lessons=scienceqa.lessons,
+        teaching_rate=5e-5,  # at four times that the other topics and plain text suffer
         from_folder=True,
     ),
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from expunge.errors import InputError
@@ -82,6 +82,7 @@ class StartValues:
         twins: what the model says now to forget answers after a prompt of their twins, or None where none has any.
         twins_start: log P of these rows at the start, or None.
         goals: of each forget row, see `Objective.goals`, or None.
+        held: which forget rows are facts of earlier requests; None where there are none.
     """
 
     forget: Float[Tensor, " items"] | None
@@ -94,6 +95,7 @@ class StartValues:
     twins: Companions | None = None
     twins_start: Float[Tensor, " rows"] | None = None
     goals: Float[Tensor, " items"] | None = None
+    held: Bool[Tensor, " items"] | None = None
 
 
 class Objective(ABC):

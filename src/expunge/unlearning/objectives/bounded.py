@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from expunge.errors import InputError
@@ -38,7 +38,9 @@ def margins(forget: Answers, options: Companions) -> Float[Tensor, " items"]:
     return answer - (torch.logsumexp(spread, 1) - own.sum(1).log())
 
 
-def bounded_forget(margin: Float[Tensor, " items"], goal: float, restore: float, items: int) -> Float[Tensor, ""]:
+def bounded_forget(
+    margin: Float[Tensor, " items"], goal: float, restore: float | Float[Tensor, " items"], items: int
+) -> Float[Tensor, ""]:
     """L_f, from the margins m_i and the number of items to divide by."""
     beyond = margin - goal
     return (beyond.clamp(min=0) + restore * (-beyond).clamp(min=0)).sum() / max(items, 1)
@@ -51,8 +53,9 @@ class Bounded(Balanced):
     Args:
         margin: log-odds, nats per token, to come down to; 0 is ignorance.
         restore: weight of the way back up; 0 leaves an item alone that is below.
-        hold_earlier: have the facts of earlier requests among the forget rows, where what comes back has a gradient
-            and what is gone has none; which request the run is for decides alone when it ends.
+        hold_earlier: have the facts of earlier requests among the forget rows, with a way back up of weight 1 at least:
+            what a new request brings back or drives into inversion is moved to ignorance again. When the run ends, the
+            facts of its own request alone decide.
     """
 
     margin: float = 0.0
@@ -82,4 +85,9 @@ class Bounded(Balanced):
     def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
         """The two hinges."""
         assert start.companions is not None  # `companions` gives each item at least one
-        return bounded_forget(margins(forget, start.companions), self.margin, self.restore, totals.forget_items)
+        margin = margins(forget, start.companions)
+        return bounded_forget(margin, self.margin, self.back_up(start.held), totals.forget_items)
+
+    def back_up(self, held: Bool[Tensor, " items"] | None) -> float | Float[Tensor, " items"]:
+        """The weight of the way back up of each row: held ones stay where they are, neither known nor avoided."""
+        return self.restore if held is None else torch.where(held, max(self.restore, 1.0), self.restore)

@@ -76,7 +76,7 @@ class Counterfactual(Bounded):
         if start.companions is None or start.goals is None:
             raise InternalError("The counterfactual objective needs options, and the twins' log-odds at the start.")
         beyond = margins(forget, start.companions) - start.goals
-        loss = bounded_forget(beyond, self.margin, self.restore, totals.forget_items)
+        loss = bounded_forget(beyond, self.margin, self.back_up(start.held), totals.forget_items)
         if start.twins is None or start.twins_start is None:
             return loss
         return loss + self.hold * held(start.twins, start.twins_start, totals.forget_items)
