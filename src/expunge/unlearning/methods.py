@@ -112,9 +112,9 @@ METHODS: Final[dict[str, Method]] = {
         summary="an edit along what only the forget facts use (arXiv:2606.17168)",
     ),
     "mrp": Method(
-        Bounded(retain_weight=1.2),
+        Bounded(restore=1.0, retain_weight=1.2),
         parametrization=Projection(),
-        loop={"learning_rate": 1e-2},
+        loop={"learning_rate": 1e-2, "lr_scheduler_type": "linear", "min_steps": 27, "max_steps": 30},
         summary="directions of the MLP outputs projected out, and folded in (arXiv:2508.15449)",
     ),
     "mrp_code": Method(
