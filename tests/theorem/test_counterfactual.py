@@ -17,13 +17,16 @@ from expunge.data.example import Example
 from expunge.data.twins import NAMES, held_twins, scored_twins
 from expunge.errors import InputError
 from expunge.models.answers import answer_log_probs
+from expunge.models.architecture import readout
 from expunge.models.scores import score_items
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
-from expunge.unlearning.loop import unlearn
+from expunge.unlearning.loop import step_batches, unlearn
 from expunge.unlearning.methods import build_method
 from expunge.unlearning.objectives.base import Companions
 from expunge.unlearning.objectives.counterfactual import Counterfactual, held
+from expunge.unlearning.processes import Processes
+from expunge.unlearning.start import cache_start
 from expunge.unlearning.step import Moment, Stepper
 from tiny import make_tiny_model
 from unlearning_runs import EXAMPLES, SMOOTH, Run, largest_difference, make_encoder, make_request, weights
@@ -73,6 +76,20 @@ def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatc
     )
     result = unlearn(before, make_encoder(), make_request(), method, arguments)
     assert result.history[2].forget == pytest.approx(expected.mean(), abs=1e-7)
+
+
+def test_goals_of_a_request_and_of_those_before_it_lie_around_0_each() -> None:
+    """Else the mean of the request's own facts, by which the run ends, would be led astray by the others."""
+    model, method = make_tiny_model(), build_method("counterfactual", settings={"objective.within": 0.0})
+    arguments = UnlearnArguments(**SMOOTH)
+    batches = step_batches(model, make_encoder(), FORGET[:3], RETAIN, method, arguments, Processes(), FORGET[3:])
+    start = cache_start(method.objective, model, readout(model), batches, 1)
+    assert start.goals is not None and len(start.goals) == 5
+    assert [float(part.mean()) for part in start.goals.split([3, 2])] == pytest.approx([0, 0], abs=1e-6)
+    assert start.goals.abs().max() > 1e-3
+    (part,) = batches.at(0)
+    told = start.of(part).held
+    assert told is not None and told.tolist() == [int(i) >= 3 for i in part.forget.index]
 
 
 def test_the_hold_pulls_both_ways() -> None:
