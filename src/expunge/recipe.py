@@ -42,7 +42,8 @@ class Data(_Strict):
     Args:
         benchmark: a name of `expunge list benchmarks`; excludes the files.
         folder: where the files of a benchmark lie that is not in the package.
-        forget, retain, attack, hold: files or `datasets` ids read by `read_examples`.
+        forget, retain, attack: files or `datasets` ids read by `read_examples`.
+        hold: likewise, of what earlier requests made go, to be held there.
         test: name -> file of further questions to score.
         text: a file of plain text for perplexity and KL; the bundled passages where absent.
         seed: of the split into forget, retain, test and attack.

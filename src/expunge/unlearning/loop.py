@@ -248,9 +248,12 @@ def step_batches(
     processes: Processes,
     hold: Sequence[Example] = (),
 ) -> StepBatches:
-    """The encoded items in the order of the run; no retain and no held items where the objective uses none."""
+    """The encoded items in the order of the run; no retain and no held items where the objective uses none.
+
+    Held items without wrong options cannot be held at ignorance, and are left out.
+    """
     used = retain if method.objective.uses_retain else ()
-    held = hold if method.objective.holds_earlier else ()
+    held = [example for example in hold if example.options] if method.objective.holds_earlier else ()
     per_forward = arguments.per_device_train_batch_size
     size = per_forward * arguments.gradient_accumulation_steps * processes.world
     order = PairedOrder(len(forget), len(used), size, arguments.seed, len(held))
