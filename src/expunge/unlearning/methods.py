@@ -114,7 +114,7 @@ METHODS: Final[dict[str, Method]] = {
     "mrp": Method(
         Bounded(restore=1.0, retain_weight=1.2),
         parametrization=Projection(),
-        loop={"learning_rate": 1e-2, "lr_scheduler_type": "linear", "min_steps": 27, "max_steps": 30},
+        loop={"learning_rate": 1e-2, "lr_scheduler_type": "linear", "min_steps": 36, "max_steps": 60},
         summary="directions of the MLP outputs projected out, and folded in (arXiv:2508.15449)",
     ),
     "mrp_code": Method(
