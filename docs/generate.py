@@ -12,8 +12,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
+
+from expunge.bench.standings import mean_standing, shares
+from expunge.continual.record import HELD_OUT, Course
 
 ROOT = Path(__file__).parent.parent
+COURSES = ROOT / "docs" / "results" / "records" / "continual" / "world_facts"
 REQUEST = ("add", "apply", "list", "show", "verify")
 COMMANDS = (
     *("", "unlearn", "attack", "audit", "run", "report", "verify", "demo", "list", "request"),
@@ -127,7 +132,7 @@ def _erase_or_hide(benchmark: str) -> str:
 
 
 def _continual() -> str:
-    """How sequences of requests end on world_facts, from docs/results/continual.json."""
+    """How sequences of requests end on world_facts, from their records, in the order of docs/results/continual.json."""
     rows = json.loads((ROOT / "docs" / "results" / "continual.json").read_text(encoding="utf-8"))
     own = [row for row in rows if row["benchmark"] == "world_facts_by_region"]
     lines = [
@@ -135,13 +140,15 @@ def _continual() -> str:
         "|" + "---|" * 7,
     ]
     for method in dict.fromkeys(row["method"] for row in own):
-        mine = [row for row in own if row["method"] == method]
-        last = [row for row in mine if row["number"] == max(each["number"] for each in mine) and not row["relearnt"]]
-        odds = [row["log_odds"] for row in last if row["scored_on"] not in ("retain", "held_out")]
-        back = [row["recovery"] for row in mine if row["relearnt"] == "merged"]
-        told = [f"{sum(odds) / len(odds):+.2f}", f"{last[0]['held_out_accuracy']:.2f}", f"{last[0]['perplexity']:.0f}"]
-        shares = [f"{back[0]:.2f}", f"{sum(back[1:]) / len(back[1:]):.2f}"] if back else ["", ""]
-        lines.append(f"| {method} | {len(last[0]['seeds'])} | {' | '.join([*told, *shares])} |")
+        courses = [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
+        last = [course.after[-1] for course in courses]
+        told = [
+            f"{fmean(map(mean_standing, courses)):+.2f}",
+            f"{fmean(moment.sets[HELD_OUT].accuracy for moment in last):.2f}",
+            f"{fmean(moment.perplexity for moment in last):.0f}",
+            *(f"{fmean(found):.2f}" if found else "" for found in shares(courses, "merged")),
+        ]
+        lines.append(f"| {method} | {len(courses)} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 
