@@ -47,7 +47,9 @@ end; an earlier one far above 0 has come back. *Relearnt*: the last model fine-t
 recovery R of its other half / of all other requests together (0 nothing came back, 1 everything; on `people` against
 the gold model that never knew, else against ignorance), as an ordinary checkpoint (*merged*), with the projections as
 hooks that cannot be moved (*frozen*), or folded in again after every step of the attacker (*reapplied*). Whoever
-deletes the hooks of an unmerged projection has the model of the start again: R is 1 without an attack.
+deletes the hooks of an unmerged projection has the model of the start again: R is 1 without an attack. Methods that
+stop at ignorance hold earlier requests while a later one is carried out; `..._unheld` leaves them to themselves (those
+records are from before there was a hold).
 """
 
 
