@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, distributed
@@ -46,4 +48,17 @@ def join_processes() -> tuple[Processes, torch.device]:
 
     # Without the flag PartialState takes a launch on CPUs for single processes, each of which would train on its own.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if state.num_processes > 1:
+        _leave_at_exit()
     return Processes(state.process_index, state.num_processes), state.device
+
+
+@cache
+def _leave_at_exit() -> None:
+    """A process that ends with its group still open is now and then aborted by the group's threads."""
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
