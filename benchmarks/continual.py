@@ -19,6 +19,7 @@ from expunge.bench.courses import (
     course_rows,
     course_table,
     dump_course_rows,
+    first_course,
     request_table,
     run_courses,
 )
@@ -80,17 +81,17 @@ def write_page() -> None:
         if courses:
             picture = RESULTS / f"continual-{part}.svg"
             draw_courses(picture, courses)
-            told = unit(next(iter(courses.values()))[0]).capitalize()
+            told = unit(first_course(courses)).capitalize()
             title = f"{told} of each request over time (dots: when it was carried out) and of held-out facts (dashed)"
             lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})"]
-            if len(next(iter(courses.values()))[0].after) <= FEW:
+            if len(first_course(courses).after) <= FEW:
                 lines += ["\nAccuracy, from the start to the end:\n", request_table(courses)]
             rows += course_rows(courses)
     write_results("continual", lines, dump_course_rows(rows))
 
 
 def _about(courses: Courses) -> str:
-    first = next(iter(courses.values()))[0]
+    first = first_course(courses)
     sizes = ", ".join(f"{moment.request} {first.start.sets[moment.request].n}" for moment in first.after)
     held_out = first.start.sets["held_out"]
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from expunge.data.collate import Batch, Encoder, collate
 from expunge.data.example import Example
 from expunge.models.answers import answer_log_probs
+from expunge.models.teaching import Lessons
 
 Told = Sequence[tuple[str, str]]
 """Prompts with the answers to learn."""
@@ -48,6 +50,20 @@ def teach(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     pytest.fail("the tiny model did not learn")
+
+
+def written_down(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[set[str]]:
+    """Prompts that SmolLM2 would have been taught, model after model; it is not, and its checkpoints are empty."""
+    told: list[set[str]] = []
+
+    def fake(examples: Sequence[Example], lessons: Lessons, output: Path, progress: object) -> None:
+        told.append({example.prompt for example in examples})
+        output.mkdir(parents=True)
+        (output / "config.json").write_text("{}")
+
+    monkeypatch.setattr("expunge.source.teach_smollm2", fake)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(cache))
+    return told
 
 
 def _batch(encoder: Encoder, lessons: Told) -> Batch:

@@ -66,26 +66,24 @@ def _trained(recipe: Recipe, progress: Progress) -> Source:
             "`model: trained` needs a benchmark that trains its own model.", "model", "Use `data: {benchmark: people}`."
         )
     request = built(benchmark, recipe.data, known=None)
-    model, gold = (
-        made_here(benchmark.name, name, recipe, *training(benchmark, request, recipe.data.seed, with_forget), progress)
-        for name, with_forget in (("trained-on-all", True), ("gold", False))
-    )
+    model, gold = (trained_here(benchmark, request, recipe, progress, with_forget=each) for each in (True, False))
     return Source(model, recipe.control or gold, request)
 
 
-def made_here(
-    benchmark: str, name: str, recipe: Recipe, depends_on: object, make: Callable[..., object], progress: Progress
+def trained_here(
+    benchmark: Benchmark[Any], request: Request, recipe: Recipe, progress: Progress, *, with_forget: bool
 ) -> str:
-    """The folder of a model that is trained here, once for all runs that depend on the same."""
+    """The folder of a model that is trained or taught here, once for all runs that depend on the same."""
+    depends_on, make = _training(benchmark, request, recipe.data.seed, with_forget)
     depends = [depends_on, recipe.matmul_precision]
     key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / benchmark / key / name
+    folder = cache_folder() / benchmark.name / key / ("trained-on-all" if with_forget else "gold")
     if not (folder / "config.json").is_file():
         make(output=folder, progress=progress)
     return str(folder)
 
 
-def training(
+def _training(
     benchmark: Benchmark[Any], request: Request, seed: int, with_forget: bool
 ) -> tuple[object, Callable[..., object]]:
     """What a model trained or taught here depends on, and what makes it."""

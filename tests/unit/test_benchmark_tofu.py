@@ -20,6 +20,7 @@ from expunge.progress import Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
 from expunge.source import prepare
+from lessons import written_down
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "tofu"
 
@@ -65,15 +66,7 @@ def test_authors_are_forgotten_whole_and_the_splits_are_disjoint(folder: str) ->
 def test_the_control_is_taught_all_but_what_is_forgotten(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[set[str]] = []
-
-    def fake(examples: Sequence[Example], lessons: Lessons, output: Path, progress: object) -> None:
-        told.append({example.prompt for example in examples})
-        output.mkdir(parents=True)
-        (output / "config.json").write_text("{}")
-
-    monkeypatch.setattr("expunge.source.teach_smollm2", fake)
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    told = written_down(monkeypatch, tmp_path / "cache")
     data = {"benchmark": "tofu", "folder": folder}
     one, other, again = (
         prepare(Recipe.of({"model": "trained", "data": {**data, "seed": seed}}, "test")) for seed in (1, 2, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from expunge.data.benchmarks import people_stream, regions, scienceqa
 from expunge.data.benchmarks.countries import load_countries
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.teaching import Lessons
 from expunge.progress import Silent
 from expunge.recipe import Recipe
 from expunge.stream import Stream
+from lessons import written_down
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "scienceqa"
 
@@ -131,15 +130,7 @@ def test_a_topic_that_the_model_does_not_know_is_taught_before_the_first_request
     rows = [question(topic, scienceqa.NATURAL, n) for topic in scienceqa.TOPICS for n in range(6)]
     rows += [question("verbs", "language science", n) for n in range(4)]
     (tmp_path / scienceqa.FILE).write_text("\n".join(rows), encoding="utf-8")
-    told: list[set[str]] = []
-
-    def fake(examples: Sequence[Example], lessons: Lessons, output: Path, progress: object) -> None:
-        told.append({example.prompt for example in examples})
-        output.mkdir(parents=True)
-        (output / "config.json").write_text("{}")
-
-    monkeypatch.setattr("expunge.source.teach_smollm2", fake)
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    told = written_down(monkeypatch, tmp_path / "cache")
     data = {"benchmark": "scienceqa", "folder": str(tmp_path), "settings": {"untouched": 0.5}}
     recipe = Recipe.of({"model": "trained", "data": data}, "test")
     begin, again = begin_course(recipe, Silent()), begin_course(recipe, Silent())

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows
-from expunge.bench.standings import by_accuracy, moments, standing
+from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, first_course
+from expunge.bench.standings import by_accuracy, moments, standing, unit
 from expunge.continual.record import HELD_OUT, Course
 from expunge.models.checkpoint import atomic_write_text
 from expunge.report.canvas import painted, save
@@ -32,8 +32,7 @@ def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
 
 def draw_courses(path: Path, courses: Courses) -> None:
     """One panel per method: how every request stands over time, mean over seeds, and what must stay."""
-    first = next(iter(courses.values()))[0]
-    told = "accuracy above chance" if by_accuracy(first) else "log-odds, nats per token"
+    told = unit(first_course(courses)) + ("" if by_accuracy(first_course(courses)) else ", nats per token")
     with painted(LIGHT):
         columns = min(COLUMNS, len(courses))
         lines = -(-len(courses) // columns)

@@ -90,6 +90,11 @@ def stored_courses(grid: Grid, records: Path) -> Courses:
     return found
 
 
+def first_course(courses: Courses) -> Course:
+    """One of them: all are of one stream, and stop by one score."""
+    return next(iter(courses.values()))[0]
+
+
 def course_rows(courses: Courses) -> list[CourseRow]:
     """Every set after every request, and every request after relearning, method by method."""
     found = []
@@ -108,7 +113,7 @@ def dump_course_rows(found: Iterable[CourseRow]) -> str:
 
 def course_table(courses: Courses) -> str:
     """One line per method: where its courses end, what they cost, and what relearning brings back."""
-    told = unit(next(iter(courses.values()))[0])
+    told = unit(first_course(courses))
     lines = [
         f"| method | seeds | forgotten: accuracy / {told} | last request / worst earlier one, {told} | retain "
         "| held-out | perplexity | trained numbers | seconds a request | relearnt, merged: same / others "
@@ -120,8 +125,7 @@ def course_table(courses: Courses) -> str:
 
 def request_table(courses: Courses) -> str:
     """One line per method: accuracy of every request, and of what stays, in the last model, beside start and chance."""
-    first = next(iter(courses.values()))[0]
-    names = [*(moment.request for moment in first.after), RETAIN, HELD_OUT]
+    names = [*(moment.request for moment in first_course(courses).after), RETAIN, HELD_OUT]
     lines = [
         f"| method | {' | '.join(name.replace('_', '-') for name in names)} |",
         "|" + "---|" * (1 + len(names)),

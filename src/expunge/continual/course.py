@@ -23,7 +23,6 @@ from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting
 from expunge.continual.relearning import SETTINGS, relearn
-from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
 from expunge.data.sources import passages
@@ -40,7 +39,7 @@ from expunge.models.tensors import save_tensors
 from expunge.pipeline import check, continued
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import TRAINED, Recipe
-from expunge.source import built, chosen, fetched, known_by, made_here, training
+from expunge.source import built, chosen, fetched, known_by, trained_here
 from expunge.stream import Stream
 from expunge.unlearning.loop import unlearn
 from expunge.unlearning.parametrizations.projection import Projection
@@ -150,24 +149,14 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
     if recipe.model != TRAINED:
         model = fetched(recipe, progress)
         return Begin(model, built(source, data, known_by(model, recipe)))
-    stream = built(source, data, known=None)
-    if source.lessons:
-        return Begin(_trained(source, stream, len(stream.ids), recipe, progress, with_forget=True), stream)
-    whole = _trained(source, stream, len(stream.ids), recipe, progress, with_forget=True)
-    prefixes = range(1, len(stream.ids) + 1)
-    return Begin(
-        whole, stream, tuple(_trained(source, stream, n, recipe, progress, with_forget=False) for n in prefixes)
-    )
-
-
-def _trained(
-    source: Benchmark[Stream], stream: Stream, number: int, recipe: Recipe, progress: Progress, *, with_forget: bool
-) -> str:
     if not (source.train or source.lessons):
         raise InputError("`model: trained` needs a stream that trains its own model.", "model", source.name)
-    name = "trained-on-all" if with_forget else "gold"
-    made = training(source, stream.so_far(number), recipe.data.seed, with_forget)
-    return made_here(source.name, name, recipe, *made, progress)
+    stream = built(source, data, known=None)
+    last = len(stream.ids)
+    whole = trained_here(source, stream.so_far(last), recipe, progress, with_forget=True)
+    prefixes = () if source.lessons else range(1, last + 1)
+    gold = (trained_here(source, stream.so_far(n), recipe, progress, with_forget=False) for n in prefixes)
+    return Begin(whole, stream, tuple(gold))
 
 
 def _require_own(place: Place, recipe: Recipe) -> None:

@@ -108,29 +108,18 @@ class Requests:
         """The recipe of the run, its data files those of the ledger and the joint retain side."""
         stored = self.ledger.folder / "requests"
         request, done = self.ledger.request(name), self.ledger.fulfilled()
-        retain = self._written(f"{name}.retain.jsonl", self._retain(name, request))
+        earlier = [self.ledger.request(other) for other in done]
+        retain = self._written(f"{name}.retain.jsonl", _retain(name, request, earlier))
         test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}
         test |= {f"request_{other}": str(stored / other / "forget.jsonl") for other in done}
         data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "retain": str(retain), "test": test}
-        if done:
-            hold = [example for other in done for example in self.ledger.request(other).forget]
+        if hold := [example for other in earlier for example in other.forget]:
             data["hold"] = str(self._written(f"{name}.hold.jsonl", hold))
         if request.attack:
             data["attack"] = str(stored / name / "attack.jsonl")
         keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
         recipe = Recipe.of(keys, f"request {name}")
         return pipeline.continued(recipe, self.ledger.removed())
-
-    def _retain(self, name: str, request: Request) -> list[Example]:
-        """What this request and those before it keep, without what any request so far wants forgotten."""
-        so_far = [self.ledger.request(other) for other in self.ledger.fulfilled()]
-        gone = {(e.prompt, e.answer) for each in (*so_far, request) for e in each.forget}
-        attacks = {(e.prompt, e.answer) for e in request.attack}
-        kept = {(e.prompt, e.answer): e for each in (*so_far, request) for e in each.retain}
-        found = [example for key, example in kept.items() if key not in gone | attacks]
-        if not found:
-            raise InputError("Nothing is left to retain.", f"request {name}", "Give a retain set with the request.")
-        return found
 
     def _written(self, name: str, examples: Sequence[Example]) -> Path:
         """A file of examples beside the runs."""
@@ -181,6 +170,17 @@ def require_last_model(ledger: Ledger, model: str) -> None:
 def weights_of(folder: Path) -> dict[str, str]:
     """sha256 of each weight file of a checkpoint."""
     return weight_files(folder_hashes(folder))
+
+
+def _retain(name: str, request: Request, earlier: Sequence[Request]) -> list[Example]:
+    """What this request and those before it keep, without what any request so far wants forgotten."""
+    gone = {(e.prompt, e.answer) for each in (*earlier, request) for e in each.forget}
+    attacks = {(e.prompt, e.answer) for e in request.attack}
+    kept = {(e.prompt, e.answer): e for each in (*earlier, request) for e in each.retain}
+    found = [example for key, example in kept.items() if key not in gone | attacks]
+    if not found:
+        raise InputError("Nothing is left to retain.", f"request {name}", "Give a retain set with the request.")
+    return found
 
 
 def _standing(accuracy: float, log_odds: float, chance: float) -> Standing:

@@ -89,9 +89,9 @@ class UnlearnArguments:
         values = asdict(self)
         for name, (least, below) in _RANGES.items():
             value = values[name]
-            if isinstance(value, str) and value == CHANCE:
+            if value is None or value == CHANCE:
                 continue
-            if value is not None and not (isinstance(value, int | float) and least <= value < below):
+            if not (isinstance(value, int | float) and least <= value < below):
                 bound = f"at least {least}" + (f" and below {below}" if below < math.inf else " and finite")
                 raise InputError(f"{name} must be {bound}.", f"{name}={value}")
         if self.lr_scheduler_type not in (known := get_args(Schedule)):

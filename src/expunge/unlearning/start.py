@@ -92,13 +92,13 @@ def cache_start(
             retain = _reference(model, batches, kept, keep_hidden=True)
     companions = _owned(model, batches, batches.companions) if objective.uses_companion_start else None
     twins = goals = None
+    own = batches.order.n_forget
     if objective.twins:
-        own = batches.order.n_forget
         said = _twin_margins(model, read, batches)
         twins = _owned(model, batches, batches.twin_rows)
         goals = torch.cat([objective.goals(part) for part in (said[:own], said[own:]) if len(part)])
-    held = batches.order.n_forget if batches.order.n_held else None
-    return StartCache(read, forget, retain, place, companions, block, states, twins, goals, held)
+    n_own = own if batches.order.n_held else None
+    return StartCache(read, forget, retain, place, companions, block, states, twins, goals, n_own)
 
 
 def _block(model: PreTrainedModel, layer: int | None) -> nn.Module | None:

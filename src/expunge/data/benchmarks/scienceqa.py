@@ -78,7 +78,7 @@ def build(
     )
 
 
-def lessons(request: Request, with_forget: bool = True) -> tuple[Example, ...]:
+def lessons(request: Request, with_forget: bool) -> tuple[Example, ...]:
     """What SmolLM2 must be taught of the questions to forget, as it does not know their topic (accuracy at chance)."""
     return tuple(example for example in request.forget if with_forget and example.subject in UNKNOWN)
 
