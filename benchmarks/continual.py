@@ -22,6 +22,7 @@ from expunge.bench.courses import (
     first_course,
     request_table,
     run_courses,
+    twin_table,
 )
 from expunge.bench.courses import stored_courses as stored
 from expunge.bench.grid import Grid
@@ -46,11 +47,16 @@ chance within 3 points), and after each of them everything is scored. Means over
 95 % intervals (Student's t). *Forgotten*: mean over all requests at the end. *Last request / worst earlier one*: at the
 end; an earlier one far above 0 has come back. *Relearnt*: the last model fine-tuned on half of the first request;
 recovery R of its other half / of all other requests together (0 nothing came back, 1 everything; on `people` against
-the gold model that never knew, else against ignorance), as an ordinary checkpoint (*merged*), with the projections as
-hooks that cannot be moved (*frozen*), or folded in again after every step of the attacker (*reapplied*). Whoever
-deletes the hooks of an unmerged projection has the model of the start again: R is 1 without an attack. Methods that
-stop at ignorance hold earlier requests while a later one is carried out; `..._unheld` leaves them to themselves (those
-records are from before there was a hold).
+the gold model that never knew, on `world_facts` against ignorance or made-up subjects, whichever says more, else
+against ignorance), as an ordinary checkpoint (*merged*), with the projections as hooks that cannot be moved (*frozen*),
+or folded in again after every step of the attacker (*reapplied*). Whoever deletes the hooks of an unmerged projection
+has the model of the start again: R is 1 without an attack. Methods that stop at ignorance hold earlier requests while a
+later one is carried out; `..._unheld` leaves them to themselves (those records are from before there was a hold).
+"""
+BESIDE = """
+Every question is also asked about a made-up subject, with the same answer and options. What leads over that is what
+the model has about the subject; an answer that is only disliked is disliked there too. Nats per token, mean over all
+requests. Rows that are not here are from before this was measured: their R above is against ignorance alone.
 """
 
 
@@ -82,8 +88,14 @@ def write_page() -> None:
             picture = RESULTS / f"continual-{part}.svg"
             draw_courses(picture, courses)
             told = unit(first_course(courses)).capitalize()
-            title = f"{told} of each request over time (dots: when it was carried out) and of held-out facts (dashed)"
+            beside = twin_table(courses)
+            title = (
+                f"{told} of each request over time (dots: when it was carried out), of held-out facts (dashed)"
+                + " and of made-up subjects (dotted)" * bool(beside)
+            )
             lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})"]
+            if beside:
+                lines += [BESIDE, beside]
             if len(first_course(courses).after) <= FEW:
                 lines += ["\nAccuracy, from the start to the end:\n", request_table(courses)]
             rows += course_rows(courses)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from expunge.audit.intervals import wilson
-from expunge.bench.courses import course_rows, course_table
-from expunge.bench.standings import recovery
+from expunge.bench.courses import course_rows, course_table, twin_table
+from expunge.bench.standings import recovery, twin_recovery
 from expunge.cli import app
-from expunge.continual.record import Course, Moment, Relearnt, SetScore
+from expunge.continual.record import Course, Moment, Relearnt, SetScore, Twinned
 from expunge.errors import InputError
 
 RECIPE = """
@@ -61,6 +61,8 @@ def test_a_course_from_recipe_to_table(
     (course,) = courses["mrp"]
     assert [moment.request for moment in course.after] == ["01", "02"]
     assert len(course.gold) == 2
+    # Gold models say what guessing gives, so nothing is asked about made-up subjects.
+    assert not any(stood.twins for stood in (course.start, *course.after, *course.relearnt))
     assert course.start.sets["01"].accuracy > 0.9
     assert course.gold[0].sets["01"].accuracy < 0.8
     assert course.gold[0].sets["02"].accuracy > 0.9
@@ -194,6 +196,44 @@ def test_the_table_tells_a_request_that_comes_back() -> None:
     assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)
     known = course.model_copy(update={"gold": (moment("g", a=1.0, b=4.0), moment("g", a=1.0, b=2.0))})
     assert recovery(known, back, ["a"]) == pytest.approx((2.0 - 1.0) / (4.0 - 1.0))
+
+
+def test_made_up_subjects_tell_an_answer_that_is_only_disliked() -> None:
+    """Items come back as far as the dislike lets them, which weighs on the twins as much."""
+
+    def beside(lead: float, made_up: float, n: int = 8) -> Twinned:
+        return Twinned(log_odds=lead + made_up, made_up=made_up, n=n)
+
+    start = moment("", a=4.0, b=4.0, retain=4.0, held_out=4.0)
+    after = moment("a", a=0.0, b=4.0, retain=4.0, held_out=4.0), moment("b", a=0.0, b=0.0, retain=4.0, held_out=4.0)
+    start = start.model_copy(update={"twins": {"a": beside(5.0, -1.0), "b": beside(3.0, 1.0)}})
+    end = after[1].model_copy(update={"twins": {"a": beside(2.0, -2.0), "b": beside(2.0, -2.0)}})
+    back = Relearnt(
+        setting="merged", request="a", learning_rate=1e-3, step=4, curve=((1e-3, 4, 1.0),), seconds=1.0,
+        sets={"a": score(1.0), "b": score(1.0)}, twins={"a": beside(4.0, -3.0), "b": beside(1.5, -1.0)},
+    )  # fmt: skip
+    course = Course(
+        stream="s", method="m", recipe={}, seed=1, model="x", start=start, after=(after[0], end), relearnt=(back,)
+    )
+    assert recovery(course, back, ["a"]) == twin_recovery(course, back, ["a"]) == pytest.approx(4 / 5)
+    assert recovery(course, back, ["b"]) == pytest.approx(1.5 / 3)
+    assert recovery(course, back, ["a", "b"]) == pytest.approx(5.5 / 8)
+    # They never make a recovery smaller.
+    high = back.model_copy(update={"sets": {"a": score(3.8), "b": score(1.0)}})
+    assert recovery(course, high, ["a"]) == pytest.approx(0.95)
+    assert "0.80 / 0.50" in course_table({"m": [course]}).splitlines()[-1]
+    line = twin_table({"m": [course], "bare": [course.model_copy(update={"start": moment("", a=4.0, b=4.0)})]})
+    assert line.splitlines()[2:] == ["| m | 1 | +4.00 | +2.00 | +2.75 | 0.25 / 0.25 | 0.80 / 0.50 |"]
+    rows = [row for row in course_rows({"m": [course]}) if row.scored_on == "a"]
+    assert [row.made_up_log_odds for row in rows] == [-1.0, None, -2.0, -3.0]
+    # No control: few questions have a twin, the start hardly leads them, or log-odds say nothing.
+    for twins in ({"a": beside(5.0, -1.0, n=7)}, {"a": beside(0.05, -1.0)}, {}):
+        lacking = course.model_copy(update={"start": start.model_copy(update={"twins": twins})})
+        assert math.isnan(twin_recovery(lacking, back, ["a"]))
+        assert recovery(lacking, back, ["a"]) == pytest.approx(0.25)
+    by_accuracy = {"unlearn": {"stop_accuracy": "chance", "stop_log_odds": None}}
+    assert math.isnan(twin_recovery(course.model_copy(update={"recipe": by_accuracy}), back, ["a"]))
+    assert twin_table({"bare": [course.model_copy(update={"start": moment("", a=4.0, b=4.0)})]}) == ""
 
 
 def test_a_course_that_stops_by_accuracy_is_told_by_accuracy_above_chance() -> None:

@@ -86,9 +86,10 @@ def test_one_request_is_tuned_on_and_all_are_scored(setting: Setting, tmp_path: 
     attack = RelearnHarmful(fraction=0.5, learning_rates=(1e-3, 1e-2), max_steps=4, eval_every=2)
     model = make_tiny_model()
     rows = folded(model)
-    made = [relearn(model, make_encoder(), stream, attack, setting, rows, Silent(), tmp_path) for _ in range(2)]
+    made = [relearn(model, make_encoder(), stream, {}, attack, setting, rows, Silent(), tmp_path) for _ in range(2)]
     assert made[0].model_copy(update={"seconds": 0.0}) == made[1].model_copy(update={"seconds": 0.0})
     found = made[0]
+    assert found.twins == {}
     assert {name: one.n for name, one in found.sets.items()} == {"a": 2, "b": 2}
     assert len(found.curve) == 2 * 3
     best = sum(one.log_odds * one.n for one in found.sets.values()) / 4

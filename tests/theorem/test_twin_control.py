@@ -21,17 +21,12 @@ from expunge.errors import InputError
 from expunge.models.scores import ItemScore, score_items, summarise
 from expunge.request import Request
 from tiny import make_tiny_model
-from towns import ENCODER, FACTS, STAYS, teach
+from towns import ENCODER, FACTS, STAYS, TWINS, teach
 
 HARMFUL = {"fraction": 0.4, "learning_rates": [3e-3], "max_steps": 8, "eval_every": 2}
 
 
 REQUEST = Request(forget=FACTS, retain=STAYS)
-# By hand, of words that the small tokenizer has; those that `scored_twins` invents are all unknown to it.
-TWINS = {
-    e.id: replace(e, id="", prompt=e.prompt.replace(e.subject, f"w{i + 32}"), subject=f"w{i + 32}")
-    for i, e in enumerate(FACTS)
-}
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,18 @@ def test_a_stream_is_its_requests_one_after_another() -> None:
     assert stream.hashes().keys() == {"request/a", "request/b", "retain"}
 
 
+def test_all_that_is_scored_is_asked_about_made_up_subjects_too() -> None:
+    stream = regions.build(seed=3)
+    items = {example.id: example for own in stream.requests.values() for example in own}
+    assert 0.75 * len(items) <= len(stream.twins) <= len(items)
+    real = {country.name for country in load_countries()}
+    for item, twin in stream.twins.items():
+        assert (twin.answer, twin.options) == (items[item].answer, items[item].options)
+        assert twin.subject not in real and twin.subject in twin.prompt
+    apart = Stream("b", {"a": facts("Ada")}, facts("Rea"), facts("Hob"), scored={"a": facts("Bea")})
+    assert [twin.id for twin in apart.twins.values()] != list(apart.twins) == [apart.scored["a"][0].id]
+
+
 def test_a_stream_that_cannot_be() -> None:
     with pytest.raises(InputError, match="no request"):
         Stream("none", {}, facts("R"), facts("H"))

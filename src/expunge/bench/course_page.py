@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, first_course
+from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, first_course, twin_table
 from expunge.bench.standings import by_accuracy, moments, standing, unit
 from expunge.continual.record import HELD_OUT, Course
 from expunge.models.checkpoint import atomic_write_text
@@ -23,7 +23,8 @@ COLUMNS = 4
 def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
     """Write table.md, table.json and course.svg into `folder`, and say where they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"table.md": course_table(courses) + "\n", "table.json": dump_course_rows(course_rows(courses))}
+    tables = "\n\n".join(filter(None, (course_table(courses), twin_table(courses))))
+    texts = {"table.md": tables + "\n", "table.json": dump_course_rows(course_rows(courses))}
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     draw_courses(folder / "course.svg", courses)
@@ -31,7 +32,7 @@ def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
 
 
 def draw_courses(path: Path, courses: Courses) -> None:
-    """One panel per method: how every request stands over time, mean over seeds, and what must stay."""
+    """One panel per method: how requests, what must stay and made-up subjects stand over time; means over seeds."""
     told = unit(first_course(courses)) + ("" if by_accuracy(first_course(courses)) else ", nats per token")
     with painted(LIGHT):
         columns = min(COLUMNS, len(courses))
@@ -60,10 +61,20 @@ def _panel(axes: Axes, method: str, own: Sequence[Course]) -> None:
         axes.plot(steps, odds, color=colour, linewidth=1.3)
         axes.plot([place + 1], [odds[place + 1]], marker="o", markersize=3.5, color=colour)
     axes.plot(steps, _over_time(own, HELD_OUT), color=LIGHT["before"], linewidth=1.6, linestyle=(0, (5, 2)))
+    if all(moment.twins for course in own for moment in moments(course)):
+        axes.plot(steps, _made_up(own), color=LIGHT["attack"], linewidth=1.3, linestyle=(0, (1, 1.5)))
     axes.axhline(0, color=LIGHT["chance"], linewidth=1.0, linestyle=(0, (3, 2.5)))
     axes.set_title(method, fontsize=9, loc="left", color=LIGHT["ink"])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.margins(x=0.02)
+
+
+def _made_up(own: Sequence[Course]) -> list[float]:
+    """How the made-up twins of all requests stand over time."""
+    return [
+        fmean(fmean(twinned.made_up for twinned in moments(course)[i].twins.values()) for course in own)
+        for i in range(len(own[0].after) + 1)
+    ]
 
 
 def _over_time(own: Sequence[Course], name: str) -> list[float]:

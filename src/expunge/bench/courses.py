@@ -14,17 +14,20 @@ from expunge.bench.grid import Grid
 from expunge.bench.rows import DIGITS, interval, mean, with_interval
 from expunge.bench.standings import (
     at_the_end,
+    leads,
     mean_standing,
     moments,
+    plain_recovery,
     recovery,
     relearnt,
     shares,
     standing,
+    twin_recovery,
     unit,
     worst_earlier,
 )
 from expunge.continual.course import run_course
-from expunge.continual.record import HELD_OUT, RETAIN, Course, SetScore
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
 
@@ -43,6 +46,8 @@ class CourseRow:
         ci_low, ci_high: 95 % interval of the accuracy: over seeds (Student's t) or, of a single one, over its questions
             (Wilson).
         control_accuracy, control_log_odds: of a model that never knew the requests so far; None where there is none.
+        made_up_log_odds: of the questions' made-up twins; under an attack, where the questions lead them most. None
+            where there are none.
         relearnt: how the projections held while the last model was tuned on the first request (see
             `continual.relearning`); "" for a model that was not attacked.
         recovery: R under that attack, its own interval over seeds; None without one.
@@ -64,6 +69,7 @@ class CourseRow:
     held_out_accuracy: float
     perplexity: float
     seeds: list[int]
+    made_up_log_odds: float | None = None
     relearnt: str = ""
     recovery: float | None = None
     recovery_low: float | None = None
@@ -123,6 +129,36 @@ def course_table(courses: Courses) -> str:
     return "\n".join([*lines, *(_line(method, own) for method, own in courses.items())])
 
 
+def twin_table(courses: Courses) -> str:
+    """One line per method whose questions have made-up twins: their lead over these, R against either control; empty
+    without any such method."""
+    lines = [
+        "| method | seeds | lead over made-up subjects at the start | at the end | after relearning (merged) "
+        "| R against ignorance: same / others | R against made-up subjects: same / others |",
+        "|" + "---|" * 7,
+    ]
+    for method, each in courses.items():
+        own = [course for course in each if course.start.twins]
+        pairs = [(course, back) for course in own if (back := relearnt(course, "merged")) and back.twins]
+        if not own:
+            continue
+        cells = [
+            f"{fmean(fmean(leads(course, course.start)) for course in own):+.2f}",
+            _spread([fmean(leads(course, course.after[-1])) for course in own], "+"),
+            _spread([fmean(leads(course, back)) for course, back in pairs], "+"),
+            *(" / ".join(map(_spread, shares(own, "merged", by))) for by in (plain_recovery, twin_recovery)),
+        ]
+        lines.append(f"| {' | '.join([method, str(len(own)), *cells])} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and interval over seeds; empty without values, or where one of them means nothing."""
+    if not values or any(map(math.isnan, values)):
+        return ""
+    return with_interval(fmean(values), *interval(values), sign)
+
+
 def request_table(courses: Courses) -> str:
     """One line per method: accuracy of every request, and of what stays, in the last model, beside start and chance."""
     names = [*(moment.request for moment in first_course(courses).after), RETAIN, HELD_OUT]
@@ -164,17 +200,19 @@ def _attacked(method: str, own: Sequence[Course], setting: str, scored: str) -> 
     pairs = [(course, back) for course in own if (back := relearnt(course, setting))]
     found = [recovery(course, back, [scored]) for course, back in pairs]
     low, high = interval(found)
-    row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [b.sets[scored] for _, b in pairs])
+    row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [back for _, back in pairs])
     bounds = (None, None) if math.isnan(low) else (round(low, DIGITS), round(high, DIGITS))
     return replace(row, relearnt=setting, recovery=mean(found), recovery_low=bounds[0], recovery_high=bounds[1])
 
 
 def _row(
-    method: str, own: Sequence[Course], number: int, scored: str, attacked: Sequence[SetScore] | None = None
+    method: str, own: Sequence[Course], number: int, scored: str, attacked: Sequence[Relearnt] | None = None
 ) -> CourseRow:
     """One set after request `number` or, where given, as it was `attacked` then."""
     now = [moments(course)[number] for course in own]
-    sets = attacked or [moment.sets[scored] for moment in now]
+    stood = attacked or now
+    sets = [one.sets[scored] for one in stood]
+    made_up = [one.twins[scored].made_up for one in stood if scored in one.twins]
     gold = [course.gold[number - 1].sets[scored] for course in own if course.gold and number]
     low, high = interval([one.accuracy for one in sets]) if len(sets) > 1 else wilson(sets[0].accuracy, sets[0].n)
     return CourseRow(
@@ -194,6 +232,7 @@ def _row(
         held_out_accuracy=mean(moment.sets[HELD_OUT].accuracy for moment in now),
         perplexity=mean(moment.perplexity for moment in now),
         seeds=[course.seed for course in own],
+        made_up_log_odds=mean(made_up) if made_up else None,
     )
 
 
@@ -201,20 +240,17 @@ def _line(method: str, own: Sequence[Course]) -> str:
     def over(measure: Callable[[Course], float], digits: str) -> str:
         return f"{fmean(map(measure, own)):{digits}}"
 
-    def spread(values: Sequence[float]) -> str:
-        return with_interval(fmean(values), *interval(values)) if values else ""
-
     def back(setting: str) -> str:
         same, others = shares(own, setting)
-        return f"{spread(same)} / {spread(others)}" if same else ""
+        return f"{_spread(same)} / {_spread(others)}" if same else ""
 
     cells = [
         method,
         str(len(own)),
-        f"{spread([fmean(s.accuracy for s in at_the_end(c)) for c in own])} / {over(mean_standing, '+.2f')}",
+        f"{_spread([fmean(s.accuracy for s in at_the_end(c)) for c in own])} / {over(mean_standing, '+.2f')}",
         f"{over(lambda c: standing(c, at_the_end(c)[-1]), '+.2f')} / {over(worst_earlier, '+.2f')}",
-        spread([c.after[-1].sets[RETAIN].accuracy for c in own]),
-        spread([c.after[-1].sets[HELD_OUT].accuracy for c in own]),
+        _spread([c.after[-1].sets[RETAIN].accuracy for c in own]),
+        _spread([c.after[-1].sets[HELD_OUT].accuracy for c in own]),
         over(lambda c: c.after[-1].perplexity, ".1f"),
         f"{own[0].after[0].trained:,}",
         over(lambda c: fmean(moment.seconds for moment in c.after), ".1f"),

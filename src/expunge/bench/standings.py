@@ -4,16 +4,22 @@
              = accuracy - chance                               where accuracy is what the course stops by
     R        = sum_s (attacked_s - control_s) / sum_s (before_s - control_s)        s: the sets of questions asked for
 
-The control is the gold model of the whole stream where there is one, else ignorance, standing 0. Where options differ
-much in length, as in ScienceQA, a few items of tens of nats make the mean log-odds say nothing; accuracy does.
+The control is the gold model of the whole stream where there is one, else ignorance, standing 0. Where the questions
+have made-up twins (`data.twins`) these are a second control, and R is the larger one of the two (`audit.control`):
+
+    R        = sum_s lead(attacked_s) / sum_s lead(before_s)        lead = log-odds of the items - those of their twins
+
+Where options differ much in length, as in ScienceQA, a few items of tens of nats make the mean log-odds say nothing;
+accuracy does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
+from expunge.audit.control import LEAST_KNOWLEDGE, MOST_ITEMS
 from expunge.continual.record import Course, Moment, Relearnt, SetScore
 
 
@@ -49,7 +55,24 @@ def worst_earlier(course: Course) -> float:
 
 
 def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
-    """R of the sets `names` under an attack."""
+    """R of the sets `names` under an attack, the larger one where there are two controls."""
+    plain, ahead = plain_recovery(course, back, names), twin_recovery(course, back, names)
+    return plain if math.isnan(ahead) else max(plain, ahead)
+
+
+def twin_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
+    """R against made-up subjects alone; NaN where accuracy tells, too few questions have a twin, or the start hardly
+    leads them."""
+    start, own = course.start, [name for name in names if name in back.twins and name in course.start.twins]
+    have, asked = sum(start.twins[name].n for name in own), sum(start.sets[name].n for name in names)
+    before = sum(start.twins[name].lead for name in own)
+    if by_accuracy(course) or have < MOST_ITEMS * asked or before < LEAST_KNOWLEDGE * len(own):
+        return math.nan
+    return sum(back.twins[name].lead for name in own) / before
+
+
+def plain_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
+    """R against the gold model or ignorance."""
 
     def total(sets: Iterator[SetScore]) -> float:
         return sum(standing(course, score) for score in sets)
@@ -59,17 +82,25 @@ def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
     return (total(back.sets[name] for name in names) - control) / (before - control)
 
 
-def shares(own: Sequence[Course], setting: str) -> tuple[list[float], list[float]]:
-    """R of the request tuned on, and R of all others, course by course; empty where the setting was not tried."""
+def shares(
+    own: Sequence[Course], setting: str, measure: Callable[[Course, Relearnt, Sequence[str]], float] = recovery
+) -> tuple[list[float], list[float]]:
+    """R, by `measure`, of the request tuned on and of all others, course by course; empty where the setting was not
+    tried."""
     pairs = [(course, back) for course in own if (back := relearnt(course, setting))]
     first, *others = [moment.request for moment in own[0].after]
-    same = [recovery(course, back, [first]) for course, back in pairs]
-    return same, [recovery(course, back, others) for course, back in pairs] if others else []
+    same = [measure(course, back, [first]) for course, back in pairs]
+    return same, [measure(course, back, others) for course, back in pairs] if others else []
 
 
 def relearnt(course: Course, setting: str) -> Relearnt | None:
     """The attack of the course in this setting."""
     return next((found for found in course.relearnt if found.setting == setting), None)
+
+
+def leads(course: Course, moment: Moment | Relearnt) -> list[float]:
+    """How far each request that has made-up twins stands above them at a moment, in order; nats."""
+    return [moment.twins[after.request].lead for after in course.after if after.request in moment.twins]
 
 
 def mean_standing(course: Course) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 from expunge import __version__
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
-from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting, twinned
 from expunge.continual.relearning import SETTINGS, relearn
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
@@ -52,6 +52,11 @@ class Begin:
     model: str
     stream: Stream
     gold: tuple[str, ...] = ()
+
+    @property
+    def twins(self) -> dict[str, Example]:
+        """The made-up twins that are scored beside their items: none where a gold control says more."""
+        return {} if self.gold else self.stream.twins
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
     place.folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(place.recipe, recipe.to_yaml())
     if not place.moment(0).is_file():
-        _write(place.moment(0), _moment(_load(begin.model, recipe), stream, recipe, ""))
+        _write(place.moment(0), _moment(_load(begin.model, recipe), begin, recipe, ""))
     for number, name in enumerate(stream.ids, start=1):
         if not place.moment(number).is_file():
             _carry_out(number, name, begin, recipe, place, Named(told, name))
@@ -122,10 +127,10 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
         recipe=recipe.model_dump(mode="json", exclude={"output": True, "data": {"folder"}}),
         seed=recipe.seed,
         model=Path(begin.model).name,
-        gold=tuple(_moment(_load(path, recipe), stream, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),
+        gold=tuple(_moment(_load(path, recipe), begin, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),
         start=moments[0],
         after=tuple(moments[1:]),
-        relearnt=tuple(_relearnt(end, place, stream, recipe, told)),
+        relearnt=tuple(_relearnt(end, place, begin, recipe, told)),
         hashes={
             **stream.hashes(),
             "start": weights_hash(_load(begin.model, recipe).hashes),
@@ -177,7 +182,7 @@ def _carry_out(number: int, name: str, begin: Begin, recipe: Recipe, place: Plac
     save_pretrained_atomic(loaded.model, loaded.tokenizer, place.model(number))
     if result.carried:
         save_tensors(place.removed(number), result.carried)
-    moment = _moment(loaded, begin.stream, recipe, name).model_copy(
+    moment = _moment(loaded, begin, recipe, name).model_copy(
         update={
             "steps": result.steps,
             "seconds": result.seconds,
@@ -195,22 +200,32 @@ def _load(model: str, recipe: Recipe) -> LoadedModel:
     return load_model(model, dtype=recipe.dtype, device=recipe.device)
 
 
-def _moment(loaded: LoadedModel, stream: Stream, recipe: Recipe, name: str) -> Moment:
+def _moment(loaded: LoadedModel, begin: Begin, recipe: Recipe, name: str) -> Moment:
     """How everything stands in this model."""
-    encoder = encoder_of(loaded, recipe)
+    encoder, stream = encoder_of(loaded, recipe), begin.stream
     sets: dict[str, Sequence[Example]] = {each: stream.scored_on(each) for each in stream.ids}
     sets |= {RETAIN: stream.retain, HELD_OUT: stream.held_out}
     text = text_statistics(loaded.model, encoder, stream.text or passages())
-    scores = {each: SetScore.of(score_items(loaded.model, encoder, examples)) for each, examples in sets.items()}
-    return Moment(request=name, sets=scores, perplexity=min(text.perplexity, sys.float_info.max))
+    items = {each: score_items(loaded.model, encoder, examples) for each, examples in sets.items()}
+    beside = score_items(loaded.model, encoder, tuple(begin.twins.values()))
+    return Moment(
+        request=name,
+        sets={each: SetScore.of(own) for each, own in items.items()},
+        perplexity=min(text.perplexity, sys.float_info.max),
+        twins=twinned(
+            {each: {item.id: item.log_odds for item in items[each]} for each in stream.ids},
+            {item: score.log_odds for item, score in zip(begin.twins, beside, strict=True)},
+        ),
+    )
 
 
-def _relearnt(end: LoadedModel, place: Place, stream: Stream, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
+def _relearnt(end: LoadedModel, place: Place, begin: Begin, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
     """Relearning of the first request in the last model, in every setting that its projections allow."""
+    encoder, stream, twins = encoder_of(end, recipe), begin.stream, begin.twins
     for attack in _attacks(recipe):
         for setting, removed in _settings(recipe, place.removed(len(stream.ids))).items():
             told, cells = Named(progress, setting), place.folder / "cells" / setting
-            yield relearn(end.model, encoder_of(end, recipe), stream, attack, setting, removed, told, cells)
+            yield relearn(end.model, encoder, stream, twins, attack, setting, removed, told, cells)
 
 
 def _attacks(recipe: Recipe) -> list[RelearnHarmful]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -46,6 +47,40 @@ class SetScore(_Part):
         return cls(**rounded(means), n=scores.n)
 
 
+class Twinned(_Part):
+    """Questions of a request that have a made-up twin (`data.twins`).
+
+    Args:
+        log_odds: mean over these questions.
+        made_up: mean over their twins.
+        n: how many.
+    """
+
+    log_odds: float
+    made_up: float
+    n: int
+
+    @property
+    def lead(self) -> float:
+        """What is said of the subjects and not of made-up ones, nats."""
+        return self.log_odds - self.made_up
+
+
+def twinned(odds: Mapping[str, Mapping[str, float]], guesses: Mapping[str, float]) -> dict[str, Twinned]:
+    """Each set that has twins beside these, to six digits.
+
+    Args:
+        odds: log-odds by set and by the id of the item.
+        guesses: log-odds of the twins that there are, by the id of their item.
+    """
+    found = {}
+    for name, own in odds.items():
+        if have := [item for item in own if item in guesses]:
+            means = {"log_odds": fmean(map(own.__getitem__, have)), "made_up": fmean(map(guesses.__getitem__, have))}
+            found[name] = Twinned(**rounded(means), n=len(have))
+    return found
+
+
 class Moment(_Part):
     """How everything stands at one moment.
 
@@ -55,6 +90,7 @@ class Moment(_Part):
         perplexity: on plain text; the largest number there is where it is none.
         steps, seconds, peak_bytes, trained: what this request cost: optimizer steps, wall time of the loop, the most
             memory the process held so far, numbers that were trained.
+        twins: by the id of each request that has made-up twins; empty where a gold control makes them needless.
     """
 
     request: str
@@ -64,6 +100,7 @@ class Moment(_Part):
     seconds: float = 0.0
     peak_bytes: int = 0
     trained: int = 0
+    twins: Mapping[str, Twinned] = Field(default_factory=dict)
 
 
 class Relearnt(_Part):
@@ -77,6 +114,7 @@ class Relearnt(_Part):
         curve: log-odds of everything scored, by learning rate and step.
         sets: as in `Moment`, without what was tuned on.
         seconds: wall time.
+        twins: as in `Moment`, of the questions in `sets`; at the point of the grid where they lead their twins most.
     """
 
     setting: Setting
@@ -86,6 +124,7 @@ class Relearnt(_Part):
     curve: tuple[tuple[float, int, float], ...]
     sets: Mapping[str, SetScore]
     seconds: float
+    twins: Mapping[str, Twinned] = Field(default_factory=dict)
 
 
 class Course(_Part):

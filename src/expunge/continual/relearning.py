@@ -11,7 +11,7 @@ by an attacker, needs no attack: the projections are all that `mrp` trains, so w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -22,12 +22,14 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
+from expunge.attacks.base import CurvePoint
 from expunge.attacks.cells import open_cells
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.attacks.sweep import Effort, Sweep, leader
 from expunge.attacks.weights import lent
-from expunge.continual.record import Relearnt, SetScore, Setting
+from expunge.continual.record import Relearnt, SetScore, Setting, Twinned, twinned
 from expunge.data.collate import Encoder
+from expunge.data.example import Example
 from expunge.models.architecture import base_linear, describe
 from expunge.models.projections import project
 from expunge.models.scores import ItemScore, score_items
@@ -45,6 +47,7 @@ def relearn(
     model: PreTrainedModel,
     encoder: Encoder,
     stream: Stream,
+    twins: Mapping[str, Example],
     attack: RelearnHarmful,
     setting: Setting,
     removed: Rows,
@@ -54,6 +57,7 @@ def relearn(
     """Fine-tune `model`, which is left as it was, on a part of the first request in one setting.
 
     Args:
+        twins: made-up twins, by the id of their item; scored beside the items.
         attack: its grid, steps, and the fraction of the request.
         removed: Q by block, of MLP outputs; not looked at in setting "merged".
         cells: where finished cells are kept.
@@ -66,21 +70,56 @@ def relearn(
     scored = tuple(example for examples in sets.values() for example in examples)
     with lent(model) as weights, enforced(model, setting, removed):
         start = score_items(model, encoder, scored)
+        beside = {example.id: twins[example.id] for example in scored if example.id in twins}
+        asked = tuple(beside.values())
         effort = Effort(attack.max_steps, attack.eval_every, attack.batch_size, Full())
-        sweep = Sweep(f"relearn-{setting}", model, weights, encoder, train, scored, start, effort, progress)
+        sweep = Sweep(
+            f"relearn-{setting}",
+            model,
+            weights,
+            encoder,
+            train,
+            scored,
+            start,
+            effort,
+            progress,
+            asked,
+            score_items(model, encoder, asked),
+        )
         grid = list(product(attack.learning_rates, attack.seeds))
         found, _ = sweep.run(grid, open_cells(cells), None)
     best = leader(found)
     items: Iterator[ItemScore] = iter(best.items)
+    points = [point for cell in found for point in cell.curve]
     return Relearnt(
         setting=setting,
         request=first,
         learning_rate=best.best.learning_rate,
         step=best.best.step,
-        curve=tuple((p.learning_rate, p.step, p.log_odds) for cell in found for p in cell.curve),
+        curve=tuple((p.learning_rate, p.step, p.log_odds) for p in points),
         sets={name: SetScore.of([next(items) for _ in examples]) for name, examples in sets.items()},
         seconds=time.monotonic() - began,
+        twins=_leading(points, sets, tuple(beside)),
     )
+
+
+def _leading(
+    points: Sequence[CurvePoint], sets: Mapping[str, Sequence[Example]], beside: Sequence[str]
+) -> dict[str, Twinned]:
+    """Each set beside its twins, at the point where the items `beside`, which have twins, lead these most. The items of
+    all sets were scored in the order of the sets."""
+    ids = [example.id for examples in sets.values() for example in examples]
+
+    def scores(point: CurvePoint) -> tuple[dict[str, float], dict[str, float]]:
+        pairs = zip(ids, point.item_log_odds, strict=True), zip(beside, point.twin_log_odds, strict=True)
+        return dict(pairs[0]), dict(pairs[1])
+
+    def lead(point: CurvePoint) -> float:
+        odds, guesses = scores(point)
+        return sum(odds[item] - guesses[item] for item in beside)
+
+    odds, guesses = scores(max(points, key=lead))
+    return twinned({name: {e.id: odds[e.id] for e in examples} for name, examples in sets.items()}, guesses)
 
 
 @contextmanager

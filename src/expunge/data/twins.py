@@ -54,8 +54,13 @@ def invented(seed: int, n: int) -> tuple[str, ...]:
 
 def scored_twins(request: Request) -> dict[str, Example]:
     """The twins that the control of `request` is scored on, by the id of their forget item."""
-    found = twins(request.forget, SCORED, besides=request.examples())
-    return {item.id: one for item, one in zip(request.forget, found, strict=True) if one is not None}
+    return control_twins(request.forget, request.examples())
+
+
+def control_twins(scored: Sequence[Example], besides: Iterable[Example]) -> dict[str, Example]:
+    """The twins that a control of `scored` is scored on, by the id of their item; `besides` is all else there is."""
+    found = twins(scored, SCORED, besides=besides)
+    return {item.id: one for item, one in zip(scored, found, strict=True) if one is not None}
 
 
 def trained_twins(request: Request) -> tuple[Example, ...]:
