@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import Method
 from expunge.unlearning.objectives.graddiff import GradDiff
+from expunge.unlearning.parametrizations.layers import Layers
+from expunge.unlearning.parametrizations.projection import Projection
 from expunge.unlearning.step import Moment, Stepper
 from expunge.unlearning.transforms.base import GradientTransform
 from expunge.unlearning.transforms.relearning import SimulatedRelearning
@@ -131,6 +134,58 @@ def test_relearning_is_its_formula(share: float, steps: int, monkeypatch: pytest
     expected = {name: held[name] - 0.75 * here[name] - 0.25 * there[name] for name in ours}
     assert largest_difference(ours, expected) < 1e-6
     assert largest_difference(ours, {name: held[name] - here[name] for name in ours}) > 1e-5
+
+
+def test_an_attacker_of_all_weights_is_met_by_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One MLP map is trained; the attacker moves everything, and g of the map is taken there."""
+    (forget, retain), _ = order()
+    attacked, name = make_tiny_model().double(), "model.layers.1.mlp.down_proj.weight"
+    adam = torch.optim.Adam(attacked.parameters(), lr=RATE)
+    nll(PairedOrder(6, len(EXAMPLES) - 6, 3, 0).at(1)[1], 6)(attacked).backward()  # type: ignore[no-untyped-call]
+    adam.step()
+    held = gradient_of(nll(retain, 6), make_tiny_model().double())[name]
+    found: list[Weights] = []
+
+    def caught(self: Stepper, number: int) -> float:
+        found.append({name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None})
+        return 1.0
+
+    monkeypatch.setattr(Stepper, "_clip", caught)
+    model, arguments = make_tiny_model().double(), UnlearnArguments(**{**SMOOTH, "max_steps": 1, **TWO})
+    before = weights(model)
+    for moves in ("all", "trained"):
+        transform = SimulatedRelearning(mix=1.0, learning_rate=RATE, period=1, moves=moves)
+        method = Method(GradDiff(), (transform,), Layers(("down",), (1,)))
+        unlearn(model, make_encoder(), make_request(6), method, arguments)
+        model.load_state_dict(before, strict=False)
+    expected = held - gradient_of(nll(forget, 0), attacked)[name]
+    assert found[0].keys() == found[1].keys() == {name}
+    assert (found[0][name] - expected).abs().max() < 1e-6
+    assert (found[1][name] - expected).abs().max() > 1e-5
+
+
+def test_a_projection_is_trained_against_an_attacker_of_the_weights_it_stands_in(tmp_path: Path) -> None:
+    """The weights keep their bits but for what is folded in; resumed is straight."""
+    transform = SimulatedRelearning(mix=1.0, every=2, period=4, learning_rate=RATE, moves="all")
+    method = Method(GradDiff(), (transform,), Projection(layers=(1,), rank=2, energy=0.5))
+    arguments = UnlearnArguments(**{**SMOOTH, "max_steps": 5, **TWO})
+    straight, resumed = make_tiny_model(), make_tiny_model()
+    before = weights(straight)
+    result = unlearn(straight, make_encoder(), make_request(6), method, arguments)
+    assert ["attacker_nll" in m.transform for m in result.history[1:]] == [True, False, True, False, True]
+    after = weights(straight)
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"model.layers.1.mlp.down_proj.weight"}
+    assert not any(p.grad is not None for p in straight.parameters())
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(
+            make_tiny_model(), make_encoder(), make_request(6), method, arguments, output=tmp_path, progress=CutAfter(2)
+        )
+    unlearn(resumed, make_encoder(), make_request(6), method, arguments, output=tmp_path)
+    assert_same(after, weights(resumed))
+    plain = make_tiny_model()
+    unlearn(plain, make_encoder(), make_request(6), replace(method, transforms=()), arguments)
+    assert largest_difference(after, weights(plain)) > 1e-6
 
 
 @pytest.mark.parametrize("turn", [0, 1])

@@ -9,6 +9,9 @@ those of the next, and grad L_f(phi) is of the facts that it was *not* shown: wh
 which is how relearning generalises. It did not pay on a real model: docs/results/erase_or_hide.md has `two_folds`
 beside durable, which shows and defends all.
 
+By default the attacker moves what the run trains. With `moves="all"` it moves every weight of the model, as whoever
+attacks the folded model does, to whom adapters or projections are no wall; g is still of what the run trains.
+
 First order: g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share
 one attacker: delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of
 `steps`. Only every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both
@@ -19,8 +22,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +43,8 @@ _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRelearning(GradientTransform):
-    """A simulated attacker; costs `steps` backwards of one side, one more of the forget side, and three copies of the
-    trained parameters (delta, and Adam's two moments).
+    """A simulated attacker; costs `steps` backwards of one side, one more of the forget side, and three copies of what
+    it moves (delta, and Adam's two moments).
 
     Args:
         mix: share of the forget gradient that is taken at the attacked weights.
@@ -50,6 +55,7 @@ class SimulatedRelearning(GradientTransform):
         retain_share: probability that the attacker trains on retain rows rather than on forget rows.
         folds: of the forget items, by their place in the data; 1 shows the rows of other steps and defends all.
         seed: of these draws.
+        moves: "trained": what the parametrization trains; "all": all weights of the model beside that.
     """
 
     mix: float = 0.5
@@ -60,6 +66,7 @@ class SimulatedRelearning(GradientTransform):
     retain_share: float = 1.0
     folds: int = 1
     seed: int = 0
+    moves: Literal["trained", "all"] = "trained"
 
     def __post_init__(self) -> None:
         for name, value in (("mix", self.mix), ("retain_share", self.retain_share)):
@@ -83,24 +90,24 @@ class BoundSimulatedRelearning(BoundTransform):
 
     def __init__(self, config: SimulatedRelearning, site: Site) -> None:
         self._config, self._site = config, site
+        self._moved = dict(site.model.named_parameters()) if config.moves == "all" else site.parameters
         self._delta: dict[str, Tensor] = {}
         self._adam = self._optimizer()
         self._done = 0
 
     def gradient(self, step: Step) -> dict[str, float]:
         """g, and how well the attacker has relearnt: the mean NLL of its rows before its last step."""
-        config, parameters = self._config, self._site.parameters
+        config, parameters = self._config, self._moved
         if step.number % config.every:
             return super().gradient(step)
         if step.number % config.period < config.every or not self._delta:
             self._begin()
-        theirs: list[float] = []
         here = {name: p.data for name, p in parameters.items()}
         try:
             for name, p in parameters.items():
                 p.data = self._delta[name].add_(p.data)
-            for _ in range(config.steps):
-                theirs.append(self._attack(step))
+            with self._all_moving():
+                theirs = [self._attack(step) for _ in range(config.steps)]
             step.add(Share(config.mix, 0.0), self._kept_back(step))
         finally:
             for name, p in parameters.items():
@@ -112,14 +119,14 @@ class BoundSimulatedRelearning(BoundTransform):
     def state(self) -> dict[str, Tensor]:
         """The attacker's, and how many steps it has made."""
         kept = {f"{name}/delta": delta for name, delta in self._delta.items()}
-        for name, p in self._site.parameters.items():
+        for name, p in self._moved.items():
             kept |= {f"{name}/{key}": self._adam.state[p][key] for key in _MOMENTS if p in self._adam.state}
         return {"done": torch.tensor(self._done), **kept}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on with the attacker of an equal run."""
         self._done, self._adam = int(state["done"]), self._optimizer()
-        names = self._site.parameters.items() if len(state) > 1 else ()
+        names = self._moved.items() if len(state) > 1 else ()
         self._delta = {name: state[f"{name}/delta"] for name, _ in names}
         for name, p in names:
             moments = {key: state[f"{name}/{key}"] for key in _MOMENTS}
@@ -127,7 +134,7 @@ class BoundSimulatedRelearning(BoundTransform):
 
     def _optimizer(self) -> torch.optim.Adam:
         """Of a new attacker; it moves the model's parameters while they hold the attacked weights."""
-        parameters = list(self._site.parameters.values())
+        parameters = list(self._moved.values())
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=fused)
 
@@ -135,9 +142,21 @@ class BoundSimulatedRelearning(BoundTransform):
         """A new attacker at the present weights, in the memory of the one before it."""
         self._done = 0
         if not self._delta:
-            self._delta = {name: torch.zeros_like(p.data) for name, p in self._site.parameters.items()}
+            self._delta = {name: torch.zeros_like(p.data) for name, p in self._moved.items()}
         for kept in (*self._delta.values(), *(value for own in self._adam.state.values() for value in own.values())):
             kept.zero_()
+
+    @contextmanager
+    def _all_moving(self) -> Iterator[None]:
+        """Inside, gradients reach all that the attacker moves."""
+        still = [p for p in self._moved.values() if not p.requires_grad]
+        try:
+            for p in still:
+                p.requires_grad_(True)
+            yield
+        finally:
+            for p in still:
+                p.requires_grad_(False)
 
     def _attack(self, step: Step) -> float:
         """One step of relearning; the mean NLL of its rows before it."""
@@ -147,7 +166,7 @@ class BoundSimulatedRelearning(BoundTransform):
             share = cross_entropy(step.answers(rows).sequence, step.tokens(side, ahead, among))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach().double().cpu()
-        for p in self._site.parameters.values():
+        for p in self._moved.values():
             p.grad = self._site.reduce(torch.zeros_like(p) if p.grad is None else p.grad)
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
