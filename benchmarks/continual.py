@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from expunge.bench.course_page import draw_courses
+from expunge.bench.course_page import draw_courses, draw_kept
 from expunge.bench.courses import (
     CourseRow,
     Courses,
@@ -36,7 +36,7 @@ RECORDS = RESULTS / "records" / "continual"
 FEW = 5
 """Requests that a table of one column each can hold."""
 
-PARTS = ("world_facts", "people", "scienceqa")
+PARTS = ("world_facts", "world_facts_ten", "people", "scienceqa")
 
 HEAD = """# Request after request
 
@@ -94,6 +94,10 @@ def write_page() -> None:
                 + " and of made-up subjects (dotted)" * bool(beside)
             )
             lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})"]
+            if len(first_course(courses).after) > FEW:
+                kept = picture.with_stem(f"{picture.stem}-kept")
+                draw_kept(kept, courses)
+                lines += [f"\n![What stays, request after request]({kept.name})"]
             if beside:
                 lines += [BESIDE, beside]
             if len(first_course(courses).after) <= FEW:

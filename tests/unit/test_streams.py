@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from expunge.continual.course import begin_course
-from expunge.data.benchmarks import people_stream, regions, scienceqa
+from expunge.data.benchmarks import capitals_stream, people_stream, scienceqa
 from expunge.data.benchmarks.countries import load_countries
 from expunge.data.example import Example
 from expunge.errors import InputError
@@ -45,7 +45,7 @@ def test_a_stream_is_its_requests_one_after_another() -> None:
 
 
 def test_all_that_is_scored_is_asked_about_made_up_subjects_too() -> None:
-    stream = regions.build(seed=3)
+    stream = capitals_stream.by_region(seed=3)
     items = {example.id: example for own in stream.requests.values() for example in own}
     assert 0.75 * len(items) <= len(stream.twins) <= len(items)
     real = {country.name for country in load_countries()}
@@ -89,12 +89,12 @@ def test_people_that_there_are_not(wrong: dict[str, int]) -> None:
 
 
 def test_regions_are_asked_one_after_another_and_options_are_never_forgotten() -> None:
-    stream = regions.build(seed=3)
+    stream = capitals_stream.by_region(seed=3)
     region = {country.name: country.region for country in load_countries()}
     capital = {country.name: country.capital for country in load_countries()}
-    assert stream.ids == regions.REGIONS
+    assert stream.ids == capitals_stream.REGIONS
     assert all(region[e.subject] == name for name, own in stream.requests.items() for e in own)
-    assert {region[e.subject] for e in stream.retain} >= set(regions.REGIONS) - {"Oceania"}
+    assert {region[e.subject] for e in stream.retain} >= set(capitals_stream.REGIONS) - {"Oceania"}
     gone = {capital[e.subject] for own in stream.requests.values() for e in own}
     asked = [e for part in (*stream.requests.values(), stream.retain, stream.held_out) for e in part]
     assert not any(gone & set(e.options) for e in asked)
@@ -103,7 +103,21 @@ def test_regions_are_asked_one_after_another_and_options_are_never_forgotten() -
 
 def test_regions_need_known_capitals() -> None:
     with pytest.raises(InputError, match="too few capitals"):
-        regions.build(lambda examples: [i % 4 == 0 for i, _ in enumerate(examples)])
+        capitals_stream.by_region(lambda examples: [i % 4 == 0 for i, _ in enumerate(examples)])
+
+
+def test_capitals_in_requests_come_from_anywhere_and_stay_apart() -> None:
+    stream = capitals_stream.in_requests(seed=1)
+    assert stream.ids == tuple(f"{i:02}" for i in range(1, 11))
+    assert {len(own) for own in stream.requests.values()} == {4}
+    assert (len(stream.retain), len({e.subject for e in stream.held_out})) == (36, 20)
+    assert all(not a & b for a, b in combinations(texts(stream), 2))
+    region = {country.name: country.region for country in load_countries()}
+    assert max(len({region[e.subject] for e in own}) for own in stream.requests.values()) > 1
+    shorter = capitals_stream.in_requests(seed=1, n_requests=3)
+    assert [e.subject for e in shorter.requests["03"]] == [e.subject for e in stream.requests["03"]]
+    with pytest.raises(InputError, match="beside the 120 to forget"):
+        capitals_stream.in_requests(n_requests=30)
 
 
 def question(topic: str, subject: str, n: int, choices: int = 2) -> str:

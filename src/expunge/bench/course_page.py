@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, first_course, twin_table
 from expunge.bench.standings import by_accuracy, moments, standing, unit
-from expunge.continual.record import HELD_OUT, Course
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment
 from expunge.models.checkpoint import atomic_write_text
 from expunge.report.canvas import painted, save
+from expunge.report.grammar import End, name_ends
 from expunge.report.theme import HEAT_LIGHT, LIGHT
 
 COLUMNS = 4
+LINES = tuple(LIGHT[name] for name in ("attack", "after", "before", "attack3"))
+"""Colours of the first methods of a table where all stand in one panel; those after them are grey."""
 
 
 def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
@@ -28,7 +31,43 @@ def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     draw_courses(folder / "course.svg", courses)
-    return (*(folder / name for name in texts), folder / "course.svg")
+    draw_kept(folder / "kept.svg", courses)
+    return (*(folder / name for name in (*texts, "course.svg", "kept.svg")),)
+
+
+def draw_kept(path: Path, courses: Courses) -> None:
+    """What stays, request after request: accuracy of retained and of held-out questions, perplexity; one line a method.
+
+    Means over seeds.
+    """
+    kinds: dict[str, Callable[[Moment], float]] = {
+        "retained, accuracy": lambda moment: moment.sets[RETAIN].accuracy,
+        "held out, accuracy": lambda moment: moment.sets[HELD_OUT].accuracy,
+        "plain text, perplexity": lambda moment: moment.perplexity,
+    }
+    with painted(LIGHT):
+        figure = Figure(figsize=(4.4 * len(kinds), 2.6), layout="constrained")
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        ends: list[list[End]] = []
+        for axes, (title, of) in zip(panels, kinds.items(), strict=True):
+            ends.append([])
+            for place, (method, own) in enumerate(courses.items()):
+                colour = LINES[place] if place < len(LINES) else LIGHT["chance"]
+                line = [fmean(of(moments(course)[i]) for course in own) for i in range(len(own[0].after) + 1)]
+                axes.plot(range(len(line)), line, color=colour)
+                ends[-1].append(End(line[-1], method, colour))
+            if title.startswith("plain"):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(title, fontsize=9, loc="left", color=LIGHT["ink"])
+            axes.set_xlabel("requests carried out")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.margins(x=0, y=0.1)
+        figure.draw_without_rendering()
+        for axes, own_ends in zip(panels, ends, strict=True):
+            name_ends(axes, own_ends)
+        save(figure, path)
 
 
 def draw_courses(path: Path, courses: Courses) -> None:

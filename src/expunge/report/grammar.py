@@ -108,9 +108,9 @@ def level(axes: Axes, value: float, name: str, colour: str) -> End:
 
 def name_ends(axes: Axes, ends: Sequence[End]) -> None:
     """Names right of the panel where their lines end, pushed apart where they would touch."""
-    low, high = axes.get_ylim()
     points = axes.bbox.height * 72 / axes.figure.dpi
-    wanted = [(end.value - low) / (high - low) * points for end in ends]
+    share = axes.transScale + axes.transLimits
+    wanted = [float(share.transform((1.0, end.value))[1]) * points for end in ends]
     for height, end in zip(spread(wanted, SMALL + 1.2, points), ends, strict=True):
         axes.annotate(end.name, (1, 0), (4, height), "axes fraction", "offset points", va="center", size=SMALL,
                       color=end.colour, annotation_clip=False)  # fmt: skip

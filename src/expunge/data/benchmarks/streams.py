@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from expunge.data.benchmarks import Benchmark, people, people_stream, regions, scienceqa
+from expunge.data.benchmarks import Benchmark, capitals_stream, people, people_stream, scienceqa
 from expunge.stream import Stream
 
 STREAMS: dict[str, Benchmark[Stream]] = {
@@ -17,7 +17,13 @@ STREAMS: dict[str, Benchmark[Stream]] = {
         name="world_facts_by_region",
         summary="Five requests: the capitals of Africa, Asia, Europe, the Americas and Oceania.",
         source="as world_facts",
-        build=regions.build,
+        build=capitals_stream.by_region,
+    ),
+    "world_facts_in_requests": Benchmark(
+        name="world_facts_in_requests",
+        summary="Ten requests about the capitals of four countries each.",
+        source="as world_facts",
+        build=capitals_stream.in_requests,
     ),
     "scienceqa": Benchmark(
         name="scienceqa",
