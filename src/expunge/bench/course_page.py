@@ -22,6 +22,9 @@ COLUMNS = 4
 LINES = tuple(LIGHT[name] for name in ("attack", "after", "before", "attack3"))
 """Colours of the first methods of a table where all stand in one panel; those after them are grey."""
 
+HIGHEST = 1e6
+"""Perplexity that is drawn: a model that says nothing has the largest number there is."""
+
 
 def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
     """Write table.md, table.json and course.svg into `folder`, and say where they are."""
@@ -43,7 +46,7 @@ def draw_kept(path: Path, courses: Courses) -> None:
     kinds: dict[str, Callable[[Moment], float]] = {
         "retained, accuracy": lambda moment: moment.sets[RETAIN].accuracy,
         "held out, accuracy": lambda moment: moment.sets[HELD_OUT].accuracy,
-        "plain text, perplexity": lambda moment: moment.perplexity,
+        "plain text, perplexity": lambda moment: min(moment.perplexity, HIGHEST),
     }
     with painted(LIGHT):
         figure = Figure(figsize=(4.4 * len(kinds), 2.6), layout="constrained")
