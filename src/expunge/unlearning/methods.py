@@ -163,11 +163,11 @@ METHODS: Final[dict[str, Method]] = {
         summary="ssiuu on neurons: negative influence on the log-odds may not grow over that of the start",
     ),
     "durable_mrp": Method(
-        Counterfactual(),
-        (_ATTACKER,),
-        Projection(train="weights"),
-        loop=_LONG,
-        summary="durable with the forget states' own directions projected out of the MLP outputs",
+        Counterfactual(hold=2.0, retain_weight=2.0),
+        (replace(_ATTACKER, moves="all"),),
+        Projection(),
+        loop={"learning_rate": 1e-2, "lr_scheduler_type": "linear", "min_steps": 108, "max_steps": 120},
+        summary="the projection of mrp, trained against simulated attackers of all weights",
     ),
     "durable_ssiuu": Method(
         Counterfactual(),
