@@ -170,6 +170,7 @@ def test_the_real_scienceqa_has_its_topics() -> None:
     stream = scienceqa.build(folder=str(SHARED))
     sizes = {name: len(own) for name, own in stream.requests.items()}
     assert sizes["biology"] == 100
+    assert len(stream.twins) < 5, "a question about photosynthesis has no subject to make up"
     assert sizes["earth-science"] > 20
     chance = [e.chance for own in stream.requests.values() for e in own]
     assert 0.4 < sum(chance) / len(chance) < 0.5

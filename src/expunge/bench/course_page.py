@@ -27,7 +27,7 @@ HIGHEST = 1e6
 
 
 def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
-    """Write table.md, table.json and course.svg into `folder`, and say where they are."""
+    """Write table.md, table.json, course.svg and kept.svg into `folder`, and say where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = "\n\n".join(filter(None, (course_table(courses), twin_table(courses))))
     texts = {"table.md": tables + "\n", "table.json": dump_course_rows(course_rows(courses))}
@@ -35,7 +35,7 @@ def write_course_page(folder: Path, courses: Courses) -> tuple[Path, ...]:
         atomic_write_text(folder / name, text)
     draw_courses(folder / "course.svg", courses)
     draw_kept(folder / "kept.svg", courses)
-    return (*(folder / name for name in (*texts, "course.svg", "kept.svg")),)
+    return tuple(folder / name for name in (*texts, "course.svg", "kept.svg"))
 
 
 def draw_kept(path: Path, courses: Courses) -> None:
