@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from expunge.audit.layout import Layout, Span
 from expunge.errors import InputError, nearest
 from expunge.models.answers import answer_log_probs, evaluating, length_sorted
 from expunge.models.architecture import Architecture, describe, width
+from expunge.models.asking import asking
 from expunge.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def attributions(
     largest, smallest = (np.zeros((len(examples), layout.neurons), dtype=np.float32) for _ in range(2))
     log_p = np.zeros(len(examples))
     progress.start("attribution", len(examples))
-    with evaluating(model), torch.enable_grad(), _weights_frozen(model):
+    with evaluating(model), torch.enable_grad(), asking(model.parameters(), False):
         for batch in length_sorted(encoded, encoder.pad_id, batch_size):
             rows = batch.index.numpy()
             log_p[rows], largest[rows], smallest[rows] = _extremes(model, arch, layout, batch.to(model.device))
@@ -230,16 +231,3 @@ def _listen(
         smallest[:, span.slice] = influence.amin(1)
 
     output.register_hook(hear)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _weights_frozen(model: nn.Module) -> Iterator[None]:
-    """No weight asks for a gradient inside."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -31,6 +29,7 @@ import torch
 from torch import Tensor
 
 from expunge.errors import InputError
+from expunge.models.asking import asking
 from expunge.unlearning.objectives.base import Share, cross_entropy
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Side, Site
 
@@ -106,7 +105,7 @@ class BoundSimulatedRelearning(BoundTransform):
         try:
             for name, p in parameters.items():
                 p.data = self._delta[name].add_(p.data)
-            with self._all_moving():
+            with asking(self._moved.values(), True):
                 theirs = [self._attack(step) for _ in range(config.steps)]
             step.add(Share(config.mix, 0.0), self._kept_back(step))
         finally:
@@ -145,18 +144,6 @@ class BoundSimulatedRelearning(BoundTransform):
             self._delta = {name: torch.zeros_like(p.data) for name, p in self._moved.items()}
         for kept in (*self._delta.values(), *(value for own in self._adam.state.values() for value in own.values())):
             kept.zero_()
-
-    @contextmanager
-    def _all_moving(self) -> Iterator[None]:
-        """Inside, gradients reach all that the attacker moves."""
-        still = [p for p in self._moved.values() if not p.requires_grad]
-        try:
-            for p in still:
-                p.requires_grad_(True)
-            yield
-        finally:
-            for p in still:
-                p.requires_grad_(False)
 
     def _attack(self, step: Step) -> float:
         """One step of relearning; the mean NLL of its rows before it."""
