@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from expunge.data.example import Example
-from expunge.data.twins import control_twins
 from expunge.errors import InputError
 from expunge.request import Request
 
@@ -51,13 +49,6 @@ class Stream:
     def scored_on(self, name: str) -> tuple[Example, ...]:
         """What the request `name` is scored on."""
         return self.scored.get(name) or self.requests[name]
-
-    @cached_property
-    def twins(self) -> dict[str, Example]:
-        """The made-up twins of all that the requests are scored on, by the id of their item; see `data.twins`."""
-        scored = tuple(example for name in self.ids for example in self.scored_on(name))
-        facts = (example for own in self.requests.values() for example in own)
-        return control_twins(scored, (*facts, *self.retain, *self.held_out))
 
     def request(self, number: int) -> Request:
         """The request `number`, counted from 0; those before it are its groups `request_ID`, and held."""

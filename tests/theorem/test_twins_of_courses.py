@@ -17,6 +17,7 @@ from expunge.continual.record import Course, Moment, SetScore, twinned
 from expunge.continual.relearning import _leading, relearn
 from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
+from expunge.data.twins import stream_twins
 from expunge.models.scores import score_items
 from expunge.progress import Silent
 from expunge.recipe import Recipe
@@ -93,9 +94,10 @@ def test_every_model_of_a_course_is_asked_about_them(tmp_path: Path, monkeypatch
         "here",
     )
     course = run_course(recipe)
+    twins = stream_twins(STREAM)
     for number, name in enumerate(REQUESTS):
         items = score_items(model, ENCODER, REQUESTS[name])
-        beside = score_items(model, ENCODER, [STREAM.twins[item.id] for item in items])
+        beside = score_items(model, ENCODER, [twins[item.id] for item in items])
         found = course.start.twins[name]
         assert found.n == 8
         assert found.log_odds == pytest.approx(sum(item.log_odds for item in items) / 8, abs=1e-3)

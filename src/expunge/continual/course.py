@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from expunge.continual.relearning import SETTINGS, relearn
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
 from expunge.data.sources import passages
+from expunge.data.twins import stream_twins
 from expunge.errors import InputError
 from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
@@ -53,10 +55,10 @@ class Begin:
     stream: Stream
     gold: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def twins(self) -> dict[str, Example]:
         """The made-up twins that are scored beside their items: none where a gold control says more."""
-        return {} if self.gold else self.stream.twins
+        return {} if self.gold else stream_twins(self.stream)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from string import ascii_lowercase, ascii_uppercase
 
 from expunge.data.example import Example
 from expunge.request import Request
+from expunge.stream import Stream
 
 STARTS = ("Bel", "Dro", "Fe", "Gal", "Kor", "Lu", "Mir", "Nov", "Or", "Pel", "Quin", "Ras", "Sol", "Tav", "Ul", "Ver")
 MIDDLES = ("a", "da", "ki", "lo", "me", "na", "ri", "se", "to", "vu")
@@ -54,11 +55,17 @@ def invented(seed: int, n: int) -> tuple[str, ...]:
 
 def scored_twins(request: Request) -> dict[str, Example]:
     """The twins that the control of `request` is scored on, by the id of their forget item."""
-    return control_twins(request.forget, request.examples())
+    return _by_item(request.forget, request.examples())
 
 
-def control_twins(scored: Sequence[Example], besides: Iterable[Example]) -> dict[str, Example]:
-    """The twins that a control of `scored` is scored on, by the id of their item; `besides` is all else there is."""
+def stream_twins(stream: Stream) -> dict[str, Example]:
+    """The twins of all that the requests of `stream` are scored on, by the id of their item."""
+    scored = [example for name in stream.ids for example in stream.scored_on(name)]
+    facts = (example for own in stream.requests.values() for example in own)
+    return _by_item(scored, (*facts, *stream.retain, *stream.held_out))
+
+
+def _by_item(scored: Sequence[Example], besides: Iterable[Example]) -> dict[str, Example]:
     found = twins(scored, SCORED, besides=besides)
     return {item.id: one for item, one in zip(scored, found, strict=True) if one is not None}
 
