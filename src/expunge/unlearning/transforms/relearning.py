@@ -89,7 +89,8 @@ class BoundSimulatedRelearning(BoundTransform):
 
     def __init__(self, config: SimulatedRelearning, site: Site) -> None:
         self._config, self._site = config, site
-        self._moved = dict(site.model.named_parameters()) if config.moves == "all" else site.parameters
+        whole = {name: p for name, p in site.model.named_parameters() if p.is_floating_point()}
+        self._moved = whole if config.moves == "all" else site.parameters
         self._delta: dict[str, Tensor] = {}
         self._adam = self._optimizer()
         self._done = 0
