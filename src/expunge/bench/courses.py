@@ -133,7 +133,8 @@ def twin_table(courses: Courses) -> str:
     """One line per method whose questions have made-up twins: their lead over these, R against either control; empty
     without any such method."""
     lines = [
-        "| method | seeds | lead over made-up subjects at the start | at the end | after relearning (merged) "
+        "| method | seeds | lead over made-up subjects at the start | at the end: mean / highest "
+        "| after relearning (merged) "
         "| R against ignorance: same / others | R against made-up subjects: same / others |",
         "|" + "---|" * 7,
     ]
@@ -142,9 +143,10 @@ def twin_table(courses: Courses) -> str:
         pairs = [(course, back) for course in own if (back := relearnt(course, "merged")) and back.twins]
         if not own:
             continue
+        last = [leads(course, course.after[-1]) for course in own]
         cells = [
             f"{fmean(fmean(leads(course, course.start)) for course in own):+.2f}",
-            _spread([fmean(leads(course, course.after[-1])) for course in own], "+"),
+            f"{_spread([fmean(ends) for ends in last], '+')} / {fmean(map(max, last)):+.2f}",
             _spread([fmean(leads(course, back)) for course, back in pairs], "+"),
             *(" / ".join(map(_spread, shares(own, "merged", by))) for by in (plain_recovery, twin_recovery)),
         ]
