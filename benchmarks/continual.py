@@ -56,7 +56,8 @@ later one is carried out; `..._unheld` leaves them to themselves (those records 
 BESIDE = """
 Every question is also asked about a made-up subject, with the same answer and options. What leads over that is what
 the model has about the subject; an answer that is only disliked is disliked there too. Nats per token, mean over all
-requests. Rows that are not here are from before this was measured: their R above is against ignorance alone.
+requests. Courses that are not here are from before this was measured: R above is against ignorance alone in all of
+their rows.
 """
 
 

@@ -224,6 +224,9 @@ def test_made_up_subjects_tell_an_answer_that_is_only_disliked() -> None:
     assert "0.80 / 0.50" in course_table({"m": [course]}).splitlines()[-1]
     line = twin_table({"m": [course], "bare": [course.model_copy(update={"start": moment("", a=4.0, b=4.0)})]})
     assert line.splitlines()[2:] == ["| m | 1 | +4.00 | +2.00 / +2.30 | +2.75 | 0.25 / 0.25 | 0.80 / 0.50 |"]
+    # A course from before they were asked about makes its row one against ignorance, as a whole.
+    older = course.model_copy(update={"start": moment("", a=4.0, b=4.0, retain=4.0, held_out=4.0)})
+    assert "0.25 [0.25, 0.25] / 0.25" in course_table({"m": [course, older]}).splitlines()[-1]
     rows = [row for row in course_rows({"m": [course]}) if row.scored_on == "a"]
     assert [row.made_up_log_odds for row in rows] == [-1.0, None, -2.0, -3.0]
     # No control: few questions have a twin, the start hardly leads them, or log-odds say nothing.

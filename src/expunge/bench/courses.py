@@ -13,12 +13,12 @@ from expunge.audit.intervals import wilson
 from expunge.bench.grid import Grid
 from expunge.bench.rows import DIGITS, interval, mean, with_interval
 from expunge.bench.standings import (
+    alike,
     at_the_end,
     leads,
     mean_standing,
     moments,
     plain_recovery,
-    recovery,
     relearnt,
     shares,
     standing,
@@ -200,7 +200,7 @@ def short_table(courses: Courses) -> list[tuple[str, ...]]:
 def _attacked(method: str, own: Sequence[Course], setting: str, scored: str) -> CourseRow:
     """A request in the last model, after relearning on the first one."""
     pairs = [(course, back) for course in own if (back := relearnt(course, setting))]
-    found = [recovery(course, back, [scored]) for course, back in pairs]
+    found = [alike(own)(course, back, [scored]) for course, back in pairs]
     low, high = interval(found)
     row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [back for _, back in pairs])
     bounds = (None, None) if math.isnan(low) else (round(low, DIGITS), round(high, DIGITS))

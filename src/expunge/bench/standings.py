@@ -82,11 +82,20 @@ def plain_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> floa
     return (total(back.sets[name] for name in names) - control) / (before - control)
 
 
-def shares(
-    own: Sequence[Course], setting: str, measure: Callable[[Course, Relearnt, Sequence[str]], float] = recovery
-) -> tuple[list[float], list[float]]:
-    """R, by `measure`, of the request tuned on and of all others, course by course; empty where the setting was not
-    tried."""
+Measure = Callable[[Course, Relearnt, Sequence[str]], float]
+
+
+def alike(own: Sequence[Course]) -> Measure:
+    """The larger R, or that against ignorance where some are from before made-up subjects were asked about."""
+    return recovery if all(course.start.twins for course in own) else plain_recovery
+
+
+def shares(own: Sequence[Course], setting: str, measure: Measure | None = None) -> tuple[list[float], list[float]]:
+    """R of the request tuned on and of all others, course by course; empty where the setting was not tried.
+
+    By `measure`, or against what all of the courses were measured against.
+    """
+    measure = measure or alike(own)
     pairs = [(course, back) for course in own if (back := relearnt(course, setting))]
     first, *others = [moment.request for moment in own[0].after]
     same = [measure(course, back, [first]) for course, back in pairs]
