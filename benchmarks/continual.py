@@ -47,7 +47,7 @@ chance within 3 points), and after each of them everything is scored. Means over
 95 % intervals (Student's t). *Forgotten*: mean over all requests at the end. *Last request / worst earlier one*: at the
 end; an earlier one far above 0 has come back. *Relearnt*: the last model fine-tuned on half of the first request;
 recovery R of its other half / of all other requests together (0 nothing came back, 1 everything; on `people` against
-the gold model that never knew, on `world_facts` against ignorance or made-up subjects, whichever says more, else
+the gold model that never knew, on `world_facts...` against ignorance or made-up subjects, whichever says more, else
 against ignorance), as an ordinary checkpoint (*merged*), with the projections as hooks that cannot be moved (*frozen*),
 or folded in again after every step of the attacker (*reapplied*). Whoever deletes the hooks of an unmerged projection
 has the model of the start again: R is 1 without an attack. Methods that stop at ignorance hold earlier requests while a
@@ -90,10 +90,8 @@ def write_page() -> None:
             draw_courses(picture, courses)
             told = unit(first_course(courses)).capitalize()
             beside = twin_table(courses)
-            title = (
-                f"{told} of each request over time (dots: when it was carried out), of held-out facts (dashed)"
-                + " and of made-up subjects (dotted)" * bool(beside)
-            )
+            drawn = ["each request over time (dots: when it was carried out)", "held-out facts (dashed)"]
+            title = f"{told} of {' and of '.join([*drawn, *['made-up subjects (dotted)'] * bool(beside)])}"
             lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})"]
             if len(first_course(courses).after) > FEW:
                 kept = picture.with_stem(f"{picture.stem}-kept")

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from expunge.bench.courses import Courses, course_rows, course_table, dump_course_rows, first_course, twin_table
 from expunge.bench.standings import by_accuracy, moments, standing, unit
@@ -61,6 +61,7 @@ def draw_kept(path: Path, courses: Courses) -> None:
                 ends[-1].append(End(line[-1], method, colour))
             if title.startswith("plain"):
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(MaxNLocator(5) if _narrow(axes) else LogLocator())
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(title, fontsize=9, loc="left", color=LIGHT["ink"])
@@ -71,6 +72,12 @@ def draw_kept(path: Path, courses: Courses) -> None:
         for axes, own_ends in zip(panels, ends, strict=True):
             name_ends(axes, own_ends)
         save(figure, path)
+
+
+def _narrow(axes: Axes) -> bool:
+    """Whether less than a decade is shown."""
+    low, high = axes.get_ylim()
+    return high < 10 * low
 
 
 def draw_courses(path: Path, courses: Courses) -> None:
