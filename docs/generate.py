@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from expunge.bench.standings import mean_standing, shares
-from expunge.continual.record import HELD_OUT, Course
+from expunge.bench.standings import leads, mean_standing, shares
+from expunge.continual.record import HELD_OUT, RETAIN, Course
 
 ROOT = Path(__file__).parent.parent
-COURSES = ROOT / "docs" / "results" / "records" / "continual" / "world_facts"
+COURSES = ROOT / "docs" / "results" / "records" / "continual" / "world_facts_ten"
 REQUEST = ("add", "apply", "list", "show", "verify")
 COMMANDS = (
     *("", "unlearn", "attack", "audit", "run", "report", "verify", "demo", "list", "request"),
@@ -132,19 +132,21 @@ def _erase_or_hide(benchmark: str) -> str:
 
 
 def _continual() -> str:
-    """How sequences of requests end on world_facts, from their records, in the order of docs/results/continual.json."""
+    """How ten requests end on world_facts, from their records, in the order of docs/results/continual.json."""
     rows = json.loads((ROOT / "docs" / "results" / "continual.json").read_text(encoding="utf-8"))
-    own = [row for row in rows if row["benchmark"] == "world_facts_by_region"]
+    own = [row for row in rows if row["benchmark"] == "world_facts_in_requests"]
     lines = [
-        "| method | seeds | forgotten, log-odds | held-out | perplexity | relearnt: same | others |",
-        "|" + "---|" * 7,
+        "| method | seeds | forgotten, log-odds | over made-up subjects | retained | held-out | perplexity "
+        "| relearnt: same | others |",
+        "|" + "---|" * 9,
     ]
     for method in dict.fromkeys(row["method"] for row in own):
         courses = [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
         last = [course.after[-1] for course in courses]
         told = [
             f"{fmean(map(mean_standing, courses)):+.2f}",
-            f"{fmean(moment.sets[HELD_OUT].accuracy for moment in last):.2f}",
+            f"{fmean(fmean(leads(course, course.after[-1])) for course in courses):+.2f}",
+            *(f"{fmean(moment.sets[name].accuracy for moment in last):.2f}" for name in (RETAIN, HELD_OUT)),
             f"{fmean(moment.perplexity for moment in last):.0f}",
             *(f"{fmean(found):.2f}" if found else "" for found in shares(courses, "merged")),
         ]
