@@ -10,6 +10,7 @@ from expunge.audit.lm_eval import Link, evaluate, linked
 from expunge.audit.reading import Reading
 from expunge.audit.snapshot import Snapshot, control_reading, snapshot
 from expunge.data.collate import Encoder
+from expunge.data.example import Example
 from expunge.data.sources import passages
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.scores import ItemScore, score_items
@@ -74,10 +75,11 @@ def measure(
     return Measured(taken, dict(loaded.hashes), part)
 
 
-def score_forget(path: str, plan: Plan, request: Request) -> tuple[ItemScore, ...]:
-    """Scores of the forget items by the model at `path`."""
+def score_sets(path: str, plan: Plan, *sets: Sequence[Example]) -> list[tuple[ItemScore, ...]]:
+    """Scores of each of some sets of examples by the model at `path`."""
     loaded = load_model(path, dtype=plan.dtype, device=plan.device)
-    return score_items(loaded.model, encoder_of(loaded, plan), request.forget)
+    encoder = encoder_of(loaded, plan)
+    return [score_items(loaded.model, encoder, examples) for examples in sets]
 
 
 def measure_control(path: str, plan: Plan, request: Request) -> tuple[tuple[ItemScore, ...], Reading]:

@@ -189,9 +189,10 @@ def attack_checkpoint(
     model: str, recipe: Recipe, request: Request, folder: Path, progress: Progress | None = None
 ) -> dict[str, AttackResult]:
     """The recipe's attacks on another checkpoint or request than those of its run; results are stored in `folder`."""
+    twins = scored_twins(request)
     with matmul_precision(recipe.matmul_precision, recipe.device):
         return attack_model(
-            model, plan=recipe, request=request, chosen=choose(recipe), folder=folder, progress=progress
+            model, plan=recipe, request=request, chosen=choose(recipe), folder=folder, progress=progress, twins=twins
         )
 
 

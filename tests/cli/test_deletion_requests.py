@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from expunge.attacks.base import AttackResult
 from expunge.cli import app
 from expunge.continual.ledger import Ledger
+from expunge.continual.standing import Known
 from expunge.data.example import Example
 from expunge.models.projections import load_rows
 
@@ -85,7 +87,15 @@ def test_two_requests_from_coming_in_to_the_proof(
     assert record["scores"]["groups"]["request_first"]["after"]["n"] == 2
     assert record["attacks"][0]["settings"]["bits"] == [8]
     told = record["scores"]["groups"]["request_first"]["after"]["log_odds"]
-    assert done["second"].standings["first"].log_odds == pytest.approx(told, abs=1e-4)
+    held_now = done["second"].standings["first"]
+    assert held_now.log_odds == pytest.approx(told, abs=1e-4)
+    # What came back is also told by made-up subjects, of the earlier request too.
+    first = done["first"]
+    assert first.before is not None and first.lead is not None
+    rounded = json.loads((tmp_path / "runs/second/earlier/first/quantise.json").read_text())
+    assert len(rounded["twin_ids"]) == 2
+    known = Known(first.before, first.lead)
+    assert held_now.recovery == known.share(AttackResult.from_json(rounded))
 
     assert expunge("list") == 0 and expunge("show", "first") == 0
     said = capsys.readouterr().out

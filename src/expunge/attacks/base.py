@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter
@@ -92,6 +93,16 @@ class AttackResult:
     rho: float | None = None
     outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     twin_ids: dict[str, str] = field(default_factory=dict)
+
+    def leads(self) -> tuple[float, ...]:
+        """How far the items that have a made-up twin stand above it, mean at each point of the curve, nats; empty
+        without twins."""
+        columns = [self.held_out_ids.index(item) for item in self.twin_ids]
+        return tuple(
+            fmean(point.item_log_odds[column] for column in columns) - fmean(point.twin_log_odds)
+            for point in self.curve
+            if columns
+        )
 
     def first_reaching(self, log_odds: float) -> CurvePoint | None:
         """The point with the fewest examples seen at which the mean log-odds is at least `log_odds`, or None."""

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from expunge import pipeline
-from expunge.audit.control import LEAST_KNOWLEDGE
+from expunge.attacking import stored_attack
 from expunge.continual.ledger import Entry, Ledger, Standing
+from expunge.continual.standing import Known, standing
 from expunge.data.example import Example
+from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
-from expunge.measure import score_forget
-from expunge.models.scores import summarise
+from expunge.measure import score_sets
 from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
@@ -66,13 +67,10 @@ class Requests:
     def _fulfil(self, name: str, model: str) -> None:
         recipe = self._recipe(name, model)
         (record,) = pipeline.run_all([recipe], self.progress)
-        folder = self._run(name)
-        own = record.scores.forget
-        standings = {name: _standing(own.after.accuracy, own.after.log_odds, own.after.chance)}
-        back = max(record.attacks, key=lambda attack: attack.log_odds, default=None)
-        if back is not None:
-            standings[name] = _attacked(standings[name], back.name, back.log_odds, own.before.log_odds)
-        standings |= self._earlier(name, recipe, folder)
+        folder, known = self._run(name), _known(model, recipe, self.ledger.request(name))
+        (now,) = score_sets(str(folder.model), recipe, self.ledger.request(name).forget)
+        results = [stored_attack(file) for file in sorted(folder.attacks.glob("*.json"))]
+        standings = {name: standing(now, results, known), **self._earlier(name, recipe, folder)}
         self.ledger.fulfil(
             name,
             {
@@ -81,7 +79,8 @@ class Requests:
                 "model_before": weight_files(read_json(folder.source)["hashes"]),
                 "model_after": weights_of(folder.model),
                 "verdict": record.verdict,
-                "before": own.before.log_odds,
+                "before": known.log_odds,
+                "lead": known.lead,
                 "standings": standings,
             },
             folder.removed if folder.removed.is_file() else self.ledger.removed(),
@@ -93,15 +92,11 @@ class Requests:
         for other, entry in self.ledger.fulfilled().items():
             request = self.ledger.request(other)
             told = Named(self.progress or Silent(), f"{name}: {other}")
-            now = summarise(score_forget(str(folder.model), recipe, request))
-            standing = _standing(now.accuracy, now.log_odds, now.chance)
+            (now,) = score_sets(str(folder.model), recipe, request.forget)
             results = pipeline.attack_checkpoint(
                 str(folder.model), recipe, request, folder.path / "earlier" / other, progress=told
             )
-            back = max(results.values(), key=lambda result: result.best.log_odds, default=None)
-            if back is not None and entry.before is not None:
-                standing = _attacked(standing, back.name, back.best.log_odds, entry.before)
-            found[other] = standing
+            found[other] = standing(now, results.values(), Known(entry.before or 0.0, entry.lead))
         return found
 
     def _recipe(self, name: str, model: str) -> Recipe:
@@ -183,10 +178,8 @@ def _retain(name: str, request: Request, earlier: Sequence[Request]) -> list[Exa
     return found
 
 
-def _standing(accuracy: float, log_odds: float, chance: float) -> Standing:
-    return Standing(accuracy=accuracy, log_odds=log_odds, chance=chance)
-
-
-def _attacked(standing: Standing, attack: str, log_odds: float, before: float) -> Standing:
-    share = log_odds / before if before >= LEAST_KNOWLEDGE else None
-    return standing.model_copy(update={"attack": attack, "attacked_log_odds": log_odds, "recovery": share})
+def _known(model: str, recipe: Recipe, request: Request) -> Known:
+    """What the checkpoint `model` knows of what `request` wants forgotten."""
+    twins = scored_twins(request)
+    items, guesses = score_sets(model, recipe, request.forget, tuple(twins.values()))
+    return Known.of(items, dict(zip(twins, guesses, strict=True)))

@@ -33,7 +33,8 @@ VERSION = 1
 class Standing(BaseModel):
     """How well a request holds at some moment: its forget items alone, and after the attack that brought back most.
 
-    recovery: attacked log-odds over those before the request was fulfilled, both against ignorance (log-odds 0).
+    recovery: what came back, as a share of what was known before the request was fulfilled; against ignorance (log-odds
+    0) or made-up subjects, whichever says more (`continual.standing`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +63,7 @@ class Entry(BaseModel):
         model_after: likewise of the model that it left.
         verdict: of the run's record.
         before: log-odds of the forget items before anything was done for this request.
+        lead: likewise, how far they stood above made-up subjects; None where too few have one.
         removed: sha256 of the file of what projections had removed; empty for other methods.
         standings: of this request and of all that were fulfilled before it, by id, in the model that the run left.
     """
@@ -80,12 +82,14 @@ class Entry(BaseModel):
     model_after: dict[str, str] = Field(default_factory=dict)
     verdict: str = ""
     before: float | None = None
+    lead: float | None = None
     removed: str = ""
     standings: dict[str, Standing] = Field(default_factory=dict)
 
     def digest(self) -> str:
-        """sha256 of the entry."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """sha256 of the entry; one without `lead` is as it was before there was such a field."""
+        told = self.model_dump(mode="json", exclude={"lead"} if self.lead is None else None)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
