@@ -56,7 +56,7 @@ def test_where_nothing_was_known_or_few_have_a_twin_there_is_no_such_share() -> 
 
 
 def test_the_attack_that_brought_back_most_is_told() -> None:
-    known, now = Known.of(ITEMS, TWINS), [item("a", -1.0), item("b", 1.0)]
+    known, now = Known.of(ITEMS, TWINS), summarise([item("a", -1.0), item("b", 1.0)])
     high = result(((1.0, 1.0), (1.0, 1.0)), name="relearn-related")
     hidden = result(((0.0, 0.0), (-4.0, -4.0)), name="quantise")
     searched = result(((9.0, 9.0), (-9.0, -9.0)), name="pgd")

@@ -97,12 +97,7 @@ class AttackResult:
     def leads(self) -> tuple[float, ...]:
         """How far the items that have a made-up twin stand above it, mean at each point of the curve, nats; empty
         without twins."""
-        columns = [self.held_out_ids.index(item) for item in self.twin_ids]
-        return tuple(
-            fmean(point.item_log_odds[column] for column in columns) - fmean(point.twin_log_odds)
-            for point in self.curve
-            if columns
-        )
+        return leads(self.curve, self.held_out_ids, tuple(self.twin_ids))
 
     def first_reaching(self, log_odds: float) -> CurvePoint | None:
         """The point with the fewest examples seen at which the mean log-odds is at least `log_odds`, or None."""
@@ -122,6 +117,16 @@ class AttackResult:
             ValueError: it is not one.
         """
         return _RESULT.validate_python(json)
+
+
+def leads(curve: Sequence[CurvePoint], scored: Sequence[str], twinned: Sequence[str]) -> tuple[float, ...]:
+    """What `AttackResult.leads` gives, of points at which the items `scored` and the twins of `twinned` were."""
+    columns = [scored.index(item) for item in twinned]
+    return tuple(
+        fmean(point.item_log_odds[column] for column in columns) - fmean(point.twin_log_odds)
+        for point in curve
+        if columns
+    )
 
 
 _RESULT: TypeAdapter[AttackResult] = TypeAdapter(AttackResult)

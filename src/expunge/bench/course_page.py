@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -43,10 +44,10 @@ def draw_kept(path: Path, courses: Courses) -> None:
 
     Means over seeds.
     """
-    kinds: dict[str, Callable[[Moment], float]] = {
-        "retained, accuracy": lambda moment: moment.sets[RETAIN].accuracy,
-        "held out, accuracy": lambda moment: moment.sets[HELD_OUT].accuracy,
-        "plain text, perplexity": lambda moment: min(moment.perplexity, HIGHEST),
+    kinds: dict[str, Callable[[Course, Moment], float]] = {
+        "retained, accuracy": lambda _, moment: moment.sets[RETAIN].accuracy,
+        "held out, accuracy": lambda _, moment: moment.sets[HELD_OUT].accuracy,
+        "plain text, perplexity": lambda _, moment: min(moment.perplexity, HIGHEST),
     }
     with painted(LIGHT):
         figure = Figure(figsize=(4.4 * len(kinds), 2.6), layout="constrained")
@@ -56,7 +57,7 @@ def draw_kept(path: Path, courses: Courses) -> None:
             ends.append([])
             for place, (method, own) in enumerate(courses.items()):
                 colour = LINES[place] if place < len(LINES) else LIGHT["chance"]
-                line = [fmean(of(moments(course)[i]) for course in own) for i in range(len(own[0].after) + 1)]
+                line = _over_time(own, of)
                 axes.plot(range(len(line)), line, color=colour)
                 ends[-1].append(End(line[-1], method, colour))
             if title.startswith("plain"):
@@ -106,27 +107,33 @@ def _panel(axes: Axes, method: str, own: Sequence[Course]) -> None:
     ramp = HEAT_LIGHT[len(HEAT_LIGHT) // 3 :]
     for place, name in enumerate(requests):
         colour = ramp[round(place * (len(ramp) - 1) / max(1, len(requests) - 1))]
-        odds = _over_time(own, name)
+        odds = _over_time(own, partial(_standing, name))
         axes.plot(steps, odds, color=colour, linewidth=1.3)
         axes.plot([place + 1], [odds[place + 1]], marker="o", markersize=3.5, color=colour)
-    axes.plot(steps, _over_time(own, HELD_OUT), color=LIGHT["before"], linewidth=1.6, linestyle=(0, (5, 2)))
+    axes.plot(
+        steps,
+        _over_time(own, partial(_standing, HELD_OUT)),
+        color=LIGHT["before"],
+        linewidth=1.6,
+        linestyle=(0, (5, 2)),
+    )
     if all(moment.twins for course in own for moment in moments(course)):
-        axes.plot(steps, _made_up(own), color=LIGHT["attack"], linewidth=1.3, linestyle=(0, (1, 1.5)))
+        axes.plot(steps, _over_time(own, _made_up), color=LIGHT["attack"], linewidth=1.3, linestyle=(0, (1, 1.5)))
     axes.axhline(0, color=LIGHT["chance"], linewidth=1.0, linestyle=(0, (3, 2.5)))
     axes.set_title(method, fontsize=9, loc="left", color=LIGHT["ink"])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.margins(x=0.02)
 
 
-def _made_up(own: Sequence[Course]) -> list[float]:
-    """How the made-up twins of all requests stand over time."""
-    return [
-        fmean(fmean(twinned.made_up for twinned in moments(course)[i].twins.values()) for course in own)
-        for i in range(len(own[0].after) + 1)
-    ]
+def _standing(name: str, course: Course, moment: Moment) -> float:
+    return standing(course, moment.sets[name])
 
 
-def _over_time(own: Sequence[Course], name: str) -> list[float]:
-    return [
-        fmean(standing(course, moments(course)[i].sets[name]) for course in own) for i in range(len(own[0].after) + 1)
-    ]
+def _made_up(course: Course, moment: Moment) -> float:
+    """Mean over the made-up twins of all requests."""
+    return fmean(twinned.made_up for twinned in moment.twins.values())
+
+
+def _over_time(own: Sequence[Course], of: Callable[[Course, Moment], float]) -> list[float]:
+    """A score at the start and after every request, mean over courses."""
+    return [fmean(map(of, own, each)) for each in zip(*map(moments, own), strict=True)]

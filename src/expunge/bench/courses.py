@@ -200,7 +200,8 @@ def short_table(courses: Courses) -> list[tuple[str, ...]]:
 def _attacked(method: str, own: Sequence[Course], setting: str, scored: str) -> CourseRow:
     """A request in the last model, after relearning on the first one."""
     pairs = [(course, back) for course in own if (back := relearnt(course, setting))]
-    found = [alike(own)(course, back, [scored]) for course, back in pairs]
+    measure = alike(own)
+    found = [measure(course, back, [scored]) for course, back in pairs]
     low, high = interval(found)
     row = _row(method, [course for course, _ in pairs], len(own[0].after), scored, [back for _, back in pairs])
     bounds = (None, None) if math.isnan(low) else (round(low, DIGITS), round(high, DIGITS))

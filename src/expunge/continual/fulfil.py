@@ -23,6 +23,7 @@ from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
 from expunge.measure import score_sets
+from expunge.models.scores import summarise
 from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
@@ -65,12 +66,13 @@ class Requests:
         return done
 
     def _fulfil(self, name: str, model: str) -> None:
-        recipe = self._recipe(name, model)
+        request = self.ledger.request(name)
+        recipe = self._recipe(name, request, model)
         (record,) = pipeline.run_all([recipe], self.progress)
-        folder, known = self._run(name), _known(model, recipe, self.ledger.request(name))
-        (now,) = score_sets(str(folder.model), recipe, self.ledger.request(name).forget)
+        folder, known = self._run(name), _known(model, recipe, request)
         results = [stored_attack(file) for file in sorted(folder.attacks.glob("*.json"))]
-        standings = {name: standing(now, results, known), **self._earlier(name, recipe, folder)}
+        own = standing(record.scores.forget.after, results, known)
+        standings = {name: own, **self._earlier(name, recipe, folder)}
         self.ledger.fulfil(
             name,
             {
@@ -96,13 +98,13 @@ class Requests:
             results = pipeline.attack_checkpoint(
                 str(folder.model), recipe, request, folder.path / "earlier" / other, progress=told
             )
-            found[other] = standing(now, results.values(), Known(entry.before or 0.0, entry.lead))
+            found[other] = standing(summarise(now), results.values(), Known(entry.before or 0.0, entry.lead))
         return found
 
-    def _recipe(self, name: str, model: str) -> Recipe:
+    def _recipe(self, name: str, request: Request, model: str) -> Recipe:
         """The recipe of the run, its data files those of the ledger and the joint retain side."""
         stored = self.ledger.folder / "requests"
-        request, done = self.ledger.request(name), self.ledger.fulfilled()
+        done = self.ledger.fulfilled()
         earlier = [self.ledger.request(other) for other in done]
         retain = self._written(f"{name}.retain.jsonl", _retain(name, request, earlier))
         test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
-from expunge.attacks.base import CurvePoint
+from expunge.attacks.base import CurvePoint, leads
 from expunge.attacks.cells import open_cells
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.attacks.sweep import Effort, Sweep, leader
@@ -83,8 +84,8 @@ def relearn(
             start,
             effort,
             progress,
-            asked,
-            score_items(model, encoder, asked),
+            twins=asked,
+            twin_start=score_items(model, encoder, asked),
         )
         grid = list(product(attack.learning_rates, attack.seeds))
         found, _ = sweep.run(grid, open_cells(cells), None)
@@ -108,17 +109,12 @@ def _leading(
 ) -> dict[str, Twinned]:
     """Each set beside its twins, at the point where the items `beside`, which have twins, lead these most. The items of
     all sets were scored in the order of the sets."""
+    if not beside:
+        return {}
     ids = [example.id for examples in sets.values() for example in examples]
-
-    def scores(point: CurvePoint) -> tuple[dict[str, float], dict[str, float]]:
-        pairs = zip(ids, point.item_log_odds, strict=True), zip(beside, point.twin_log_odds, strict=True)
-        return dict(pairs[0]), dict(pairs[1])
-
-    def lead(point: CurvePoint) -> float:
-        odds, guesses = scores(point)
-        return sum(odds[item] - guesses[item] for item in beside)
-
-    odds, guesses = scores(max(points, key=lead))
+    _, best = max(zip(leads(points, ids, beside), points, strict=True), key=itemgetter(0))
+    odds = dict(zip(ids, best.item_log_odds, strict=True))
+    guesses = dict(zip(beside, best.twin_log_odds, strict=True))
     return twinned({name: {e.id: odds[e.id] for e in examples} for name, examples in sets.items()}, guesses)
 
 

@@ -18,7 +18,8 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import why_uncounted
 from expunge.audit.control import LEAST_KNOWLEDGE, MOST_ITEMS
 from expunge.continual.ledger import Standing
-from expunge.models.scores import ItemScore, summarise
+from expunge.models.scores import ItemScore, Scores, summarise
+from expunge.report.record import Score
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,11 @@ class Known:
         return max(found, default=None)
 
 
-def standing(items: Sequence[ItemScore], attacks: Iterable[AttackResult], known: Known) -> Standing:
-    """How a request stands with the scores `items`, and after the one of `attacks` that brought back most.
+def standing(now: Scores | Score, attacks: Iterable[AttackResult], known: Known) -> Standing:
+    """How a request stands whose questions score `now`, and after the one of `attacks` that brought back most.
 
     Attacks on which no verdict rests without a control (`why_uncounted`) do not count here either.
     """
-    now = summarise(items)
     found = Standing(accuracy=now.accuracy, log_odds=now.log_odds, chance=now.chance)
     counted = [(known.share(result), result) for result in attacks if not why_uncounted(result.name, False)]
     if not counted:
