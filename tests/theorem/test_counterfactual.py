@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import towns
-from expunge.data.collate import collate
+from expunge.data.collate import Batch, Encoded, collate
 from expunge.data.example import Example
 from expunge.data.twins import NAMES, held_twins, scored_twins
 from expunge.errors import InputError
@@ -20,6 +20,7 @@ from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import readout
 from expunge.models.scores import score_items
 from expunge.request import Request
+from expunge.unlearning import step
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import step_batches, unlearn
 from expunge.unlearning.methods import build_method
@@ -62,12 +63,12 @@ def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatc
     moved = log_probs(now, turn) - log_probs(before, turn)
     expected = np.maximum(beyond, 0) + 0.5 * np.maximum(-beyond, 0) + 0.25 * abs(moved)
 
-    step = Stepper.step
+    take = Stepper.step
 
     def look(self: Stepper, number: int) -> object:
         if number == 1:
             self.model.load_state_dict(now.state_dict())
-        return step(self, number)
+        return take(self, number)
 
     monkeypatch.setattr(Stepper, "step", look)
     method = build_method("counterfactual", settings=settings)
@@ -163,7 +164,10 @@ def test_settings_out_of_range_are_told(name: str, value: float) -> None:
         Counterfactual(**{name: value})  # type: ignore[arg-type]
 
 
-def test_twins_ride_in_the_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pass_tokens", "forwards"), [(step.PASS_TOKENS, 2), (-1, 3)])
+def test_twins_ride_in_the_one_forward_unless_they_would_pad_it(
+    pass_tokens: int, forwards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A micro-batch reads the backbone once for forget, retain and twin rows, and once for the options."""
     model, calls = make_tiny_model(), []
     model.model.register_forward_hook(lambda *_: calls.append(1))
@@ -177,5 +181,42 @@ def test_twins_ride_in_the_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
 
     micro_batch = Moment._micro_batch
     monkeypatch.setattr(Moment, "_micro_batch", counted)
+    monkeypatch.setattr(step, "PASS_TOKENS", pass_tokens)
     Run("counterfactual", arguments={"max_steps": 1}).on(model)
-    assert made and set(made) == {2}
+    assert made and set(made) == {forwards}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("counterfactual", {}), ("durable", {}), ("counterfactual", {"transform": "attribution", "strength": 10.0})],
+)
+def test_twins_read_alone_are_the_same_twins(
+    method: str, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away from the start, where |d_i| has no slope."""
+    take, now = Stepper.step, make_tiny_model(seed=5).double()
+
+    def look(self: Stepper, number: int) -> object:
+        if number == 0:
+            self.model.load_state_dict(now.state_dict())
+        return take(self, number)
+
+    monkeypatch.setattr(Stepper, "step", look)
+    run = Run(method, settings, {"per_device_train_batch_size": 2, "max_steps": 2}, double=True)
+    told, model = run.make()
+    monkeypatch.setattr(step, "PASS_TOKENS", -1)
+    alone, other = run.make()
+    assert [m.forget for m in told.history[1:]] == pytest.approx([m.forget for m in alone.history[1:]], abs=1e-9)
+    assert largest_difference(weights(model), weights(other)) < 1e-9
+
+
+def test_rows_that_pad_the_others_by_more_than_a_pass_do_not_fit() -> None:
+    def rows(n: int, width: int) -> Batch:
+        return collate([Encoded(tuple(range(width)), width - 1)] * n, 0)
+
+    long = 10 + step.PASS_TOKENS // 8
+    assert step.fits(rows(1, long), rows(5, 10), rows(3, 10)) and not step.fits(
+        rows(1, long + 1), rows(5, 10), rows(3, 10)
+    )
+    assert step.fits(rows(1, 99), rows(8, 99), rows(1, 2)), "what the others cost each other is not theirs"
+    assert step.fits(rows(1, 99)) and step.fits(rows(1, 99), None)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import DynamicCache, PreTrainedModel
 
-from expunge.data.collate import Batch, join
+from expunge.data.collate import Batch, join, join_padding
 from expunge.errors import NonFiniteLoss
 from expunge.models.answers import Answers, answer_log_probs, forward_pair
 from expunge.models.candidates import answers_after, prompt_cache
@@ -34,6 +34,9 @@ from expunge.unlearning.start import StartCache
 from expunge.unlearning.transforms.base import BoundTransform, Side
 
 _SIDES: Final[tuple[Side, Side]] = ("forget", "retain")
+
+PASS_TOKENS: Final = 64
+"""Tokens whose products cost about what one more pass over the weights does, on a processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,10 @@ class Moment:
                 watching.enter_context(transform.watch(len(part.forget)))
             cache = self._cache(part) if share.forget else None
             twins = part.twins if share.forget else None
-            forget, retain, alike = forward_sides(stepper, *sides, twins.rows if twins else None, cache)
+            fused = twins.rows if twins and fits(twins.rows, *sides) else None
+            forget, retain, alike = forward_sides(stepper, *sides, fused, cache)
+        if twins and fused is None:
+            alike = self.answers(twins.rows)
         beside = None if forget is None else self._companions(part, cache)
         asked = Companions(alike, twins.owner) if twins and alike is not None else None
         terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside, asked), share)
@@ -215,6 +221,12 @@ class Moment:
             return Companions(answers_after(self.stepper.start.read, rows, part.forget, owner, cache), owner)
         with torch.set_grad_enabled(self.stepper.objective.trains_companions):
             return Companions(self.answers(rows), owner)
+
+
+def fits(rows: Batch, *others: Batch | None) -> bool:
+    """Whether one forward of all costs less than one more for `rows` alone, which would pad the others or be padded."""
+    beside = [batch for batch in others if batch is not None]
+    return join_padding(rows, *beside) - join_padding(*beside) <= PASS_TOKENS
 
 
 def forward_sides(
