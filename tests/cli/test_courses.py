@@ -10,6 +10,7 @@ import pytest
 
 from expunge.audit.intervals import wilson
 from expunge.bench.courses import course_rows, course_table, twin_table
+from expunge.bench.rows import interval, share_interval
 from expunge.bench.standings import recovery, twin_recovery
 from expunge.cli import app
 from expunge.continual.record import Course, Moment, Relearnt, SetScore, Twinned
@@ -269,6 +270,21 @@ def test_data_that_are_no_mapping_are_told(
     Path("recipe.yaml").write_text(f"model: m\ndata: {data}\n", encoding="utf-8")
     assert run() == 1
     assert "data" in capsys.readouterr().err
+
+
+def test_seeds_that_agree_by_luck_leave_the_doubt_of_their_questions() -> None:
+    low, high = share_interval([0.42, 0.42, 0.42], 26)
+    assert (low, high) == wilson(0.42, 26) == share_interval([0.42], 26)
+    assert low < 0.3 < 0.55 < high
+    assert share_interval([0.4, 0.5, 0.6], 10_000) == pytest.approx(interval([0.4, 0.5, 0.6]))
+    assert share_interval([0.0, 1.0], 9) == (0.0, 1.0)
+    course = Course(
+        stream="s", method="m", recipe={}, seed=1, model="x",
+        start=moment("", a=4.0, retain=4.0, held_out=4.0), after=(moment("a", a=0.0, retain=4.0, held_out=4.0),),
+    )  # fmt: skip
+    rows = [row for row in course_rows({"m": [course, course]}) if row.scored_on == "a"]
+    assert {(row.ci_low, row.ci_high) for row in rows} == {tuple(round(each, 4) for each in wilson(0.5, 10))}
+    assert course_table({"m": [course, course]}).count("0.50 [0.24, 0.76]") == 3
 
 
 def test_wilson_against_scipy() -> None:

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from expunge.audit.intervals import wilson
 from expunge.bench.grid import Grid
-from expunge.bench.rows import DIGITS, interval, mean, with_interval
+from expunge.bench.rows import DIGITS, interval, mean, share_interval, with_interval
 from expunge.bench.standings import (
     alike,
     at_the_end,
@@ -27,7 +26,7 @@ from expunge.bench.standings import (
     worst_earlier,
 )
 from expunge.continual.course import run_course
-from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt, SetScore
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
 
@@ -43,8 +42,8 @@ class CourseRow:
         after_request: the request just carried out; "" for the model of the start.
         number: of that request, counted from 1.
         scored_on: a request, "retain" or "held_out".
-        ci_low, ci_high: 95 % interval of the accuracy: over seeds (Student's t) or, of a single one, over its questions
-            (Wilson).
+        ci_low, ci_high: 95 % interval of the accuracy, over seeds and never narrower than over the questions of one
+            (`share_interval`).
         control_accuracy, control_log_odds: of a model that never knew the requests so far; None where there is none.
         made_up_log_odds: of the questions' made-up twins; under an attack, where the questions lead them most. None
             where there are none.
@@ -161,6 +160,13 @@ def _spread(values: Sequence[float], sign: str = "") -> str:
     return with_interval(fmean(values), *interval(values), sign)
 
 
+def _accuracy(each: Iterable[Sequence[SetScore]]) -> str:
+    """Mean accuracy, and its interval, of some sets of questions in every course."""
+    sets = list(each)
+    shares = [fmean(one.accuracy for one in own) for own in sets]
+    return with_interval(fmean(shares), *share_interval(shares, sum(one.n for one in sets[0])))
+
+
 def request_table(courses: Courses) -> str:
     """One line per method: accuracy of every request, and of what stays, in the last model, beside start and chance."""
     names = [*(moment.request for moment in first_course(courses).after), RETAIN, HELD_OUT]
@@ -217,7 +223,7 @@ def _row(
     sets = [one.sets[scored] for one in stood]
     made_up = [one.twins[scored].made_up for one in stood if scored in one.twins]
     gold = [course.gold[number - 1].sets[scored] for course in own if course.gold and number]
-    low, high = interval([one.accuracy for one in sets]) if len(sets) > 1 else wilson(sets[0].accuracy, sets[0].n)
+    low, high = share_interval([one.accuracy for one in sets], sets[0].n)
     return CourseRow(
         benchmark=own[0].stream,
         method=method,
@@ -250,10 +256,9 @@ def _line(method: str, own: Sequence[Course]) -> str:
     cells = [
         method,
         str(len(own)),
-        f"{_spread([fmean(s.accuracy for s in at_the_end(c)) for c in own])} / {over(mean_standing, '+.2f')}",
+        f"{_accuracy(map(at_the_end, own))} / {over(mean_standing, '+.2f')}",
         f"{over(lambda c: standing(c, at_the_end(c)[-1]), '+.2f')} / {over(worst_earlier, '+.2f')}",
-        _spread([c.after[-1].sets[RETAIN].accuracy for c in own]),
-        _spread([c.after[-1].sets[HELD_OUT].accuracy for c in own]),
+        *(_accuracy([c.after[-1].sets[name]] for c in own) for name in (RETAIN, HELD_OUT)),
         over(lambda c: c.after[-1].perplexity, ".1f"),
         f"{own[0].after[0].trained:,}",
         over(lambda c: fmean(moment.seconds for moment in c.after), ".1f"),

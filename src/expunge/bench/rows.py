@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 
+from expunge.audit.intervals import wilson
 from expunge.audit.verdict import Rule
 from expunge.report.record import Attack, Record
 
@@ -101,6 +102,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         return math.nan, math.nan
     half = STUDENT.get(len(values), 2.262) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def share_interval(shares: Sequence[float], n: int) -> tuple[float, float]:
+    """95 % interval of an accuracy, inside [0, 1]: that over seeds (`interval`), but never narrower than what the `n`
+    questions of one seed allow (Wilson), which is all there is of a single one."""
+    low, high = wilson(fmean(shares), n)
+    if len(shares) < 2:
+        return low, high
+    over = interval(shares)
+    return max(0.0, min(low, over[0])), min(1.0, max(high, over[1]))
 
 
 def dump_json(found: Iterable[Row]) -> str:
