@@ -121,9 +121,9 @@ def course_table(courses: Courses) -> str:
     told = unit(first_course(courses))
     lines = [
         f"| method | seeds | forgotten: accuracy / {told} | last request / worst earlier one, {told} | retain "
-        "| held-out | perplexity | trained numbers | seconds a request | relearnt, merged: same / others "
-        "| frozen | reapplied |",
-        "|" + "---|" * 12,
+        "| held-out | perplexity | trained numbers | seconds a request | GB at most "
+        "| relearnt, merged: same / others | frozen | reapplied |",
+        "|" + "---|" * 13,
     ]
     return "\n".join([*lines, *(_line(method, own) for method, own in courses.items())])
 
@@ -262,6 +262,7 @@ def _line(method: str, own: Sequence[Course]) -> str:
         over(lambda c: c.after[-1].perplexity, ".1f"),
         f"{own[0].after[0].trained:,}",
         over(lambda c: fmean(moment.seconds for moment in c.after), ".1f"),
+        over(lambda c: c.after[-1].peak_bytes / 1e9, ".1f"),
         *map(back, ("merged", "frozen", "reapplied")),
     ]
     return f"| {' | '.join(cells)} |"
