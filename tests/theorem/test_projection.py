@@ -49,7 +49,7 @@ def outputs(model: PreTrainedModel, block: int) -> Tensor:
 @pytest.mark.parametrize("r", [0, 3])
 def test_p_is_an_orthogonal_projection_of_the_right_rank(r: int) -> None:
     fixed = random_rows(r, torch.zeros(0, D, dtype=torch.float64), 1) if r else torch.zeros(0, D, dtype=torch.float64)
-    projector = Projector(fixed, torch.randn(4, D, dtype=torch.float64), lambda: True)
+    projector = Projector(fixed, torch.randn(4, D, dtype=torch.float64), fixed[:0], lambda: True)
     p = projector(torch.eye(D, dtype=torch.float64)).detach()
     torch.testing.assert_close(p @ p, p, rtol=0, atol=1e-12)
     torch.testing.assert_close(p, p.T, rtol=0, atol=1e-12)
@@ -60,15 +60,17 @@ def test_p_is_an_orthogonal_projection_of_the_right_rank(r: int) -> None:
     np.testing.assert_allclose(p.numpy(), expected, atol=1e-12)
 
 
-def test_the_gradient_of_the_rows_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("s", [0, 1])
+def test_the_gradient_of_the_rows_is_that_of_finite_differences(s: int) -> None:
     torch.manual_seed(0)
     states, direction = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
     fixed = row_space(torch.randn(1, 5, dtype=torch.float64))
-    projector = Projector(fixed, torch.randn(2, 5, dtype=torch.float64), lambda: True)
+    spared = row_space(torch.randn(1, 5, dtype=torch.float64))[:s]
+    projector = Projector(fixed, torch.randn(2, 5, dtype=torch.float64), spared, lambda: True)
     (projector(states) * direction).sum().backward()
 
     def value(rows: np.ndarray) -> float:
-        gone = np.vstack([fixed.numpy(), rows])
+        gone = np.vstack([fixed.numpy(), rows - rows @ spared.numpy().T @ spared.numpy()])
         return float(np.sum(direction.numpy() * (states.numpy() @ (np.eye(5) - np.linalg.pinv(gone) @ gone))))
 
     rows, step = projector.rows.detach().numpy(), 1e-6
@@ -80,6 +82,29 @@ def test_the_gradient_of_the_rows_is_that_of_finite_differences() -> None:
     assert projector.rows.grad is not None
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(projector.rows.grad.numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("init", ["paper", "random"])
+def test_a_sink_stays_as_it_is_where_it_is_spared(init: str) -> None:
+    """A thousand along one direction at the first position: ordinary positions say nothing of it."""
+    model, u = make_tiny_model(), row_space(torch.randn(1, D, generator=torch.Generator().manual_seed(1)))
+
+    def plant(module: torch.nn.Module, args: object, out: Tensor) -> Tensor:
+        return torch.cat([out[:, :1] + 1e3 * u, out[:, 1:]], 1)
+
+    base_linear(describe(model).linears[1]["down"]).register_forward_hook(plant)
+    moved = {}
+    for keep in (True, False):
+        settings: dict[str, Any] = {"rank": 3, "layers": (0, 1), "tokens": "content", "init": init, "keep_sinks": keep}
+        projected = Projection(**settings).bind(model, 0, material())
+        before = outputs(model, 1).view(*IDS.shape, D)
+        disturb(projected)
+        after = outputs(model, 1).view(*IDS.shape, D)
+        moved[keep] = float((after - before)[:, 0].detach().norm(dim=1).max())
+        assert (after - before)[:, 1:].abs().max() > 1e-2
+        assert len(projected.removed()[1]) == 3
+        projected.fold()
+    assert moved[False] > 100 and moved[True] < 10
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ from torch import Tensor, nn
 
 from expunge.data.collate import Encoded, collate
 from expunge.models.architecture import base_linear, describe
-from expunge.unlearning.parametrizations.states import Pool, output_moments, pooled
+from expunge.unlearning.parametrizations.states import LONE, Pool, lone_tokens, output_moments, pooled
 from expunge.unlearning.parametrizations.subspace import (
     Moments,
     concept_direction,
     initial_directions,
     leading,
+    massive_directions,
     outside_directions,
     outside_share,
     project,
@@ -148,9 +151,10 @@ ITEMS = [Encoded((1, 40, 41, 42, 43), 3), Encoded((1, 44, 45), 2), Encoded((1, 4
     [
         ("answer", [[2, 3], [1], [1, 2, 3, 4, 5]]),
         ("content", [[1, 2, 3, 4], [1, 2], [1, 3, 4, 5, 6]]),
+        ("first", [[0], [0], [0]]),
     ],
 )
-def test_positions_are_those_of_the_pool_never_the_first_or_padding(pool: Pool, chosen: list[list[int]]) -> None:
+def test_positions_are_those_of_the_pool_never_the_first_or_padding(pool: Any, chosen: list[list[int]]) -> None:
     """Items of 2, 1 and 6 answer tokens; token 2 is a special one in the middle of the last prompt."""
     mask = pooled(collate(ITEMS, pad_id=0), pool, frozenset({0, 1, 2}))
     assert [row.nonzero()[:, 0].tolist() for row in mask] == chosen
@@ -181,3 +185,21 @@ def test_moments_of_a_model_are_those_of_its_states(pool: Pool, rows: int) -> No
         torch.testing.assert_close(found[block].total, expected.sum(0), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found[block].second, expected.T @ expected, rtol=1e-9, atol=1e-12)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_massive_directions_are_those_along_which_a_token_alone_outgrows_ordinary_states() -> None:
+    draw = torch.Generator().manual_seed(0)
+    plants, noise = row_space(torch.randn(2, 16, generator=draw)), torch.randn(64, 16, generator=draw)
+    ordinary, lone = Moments(noise, 16), Moments(noise, 16)
+    ordinary.add(noise)
+    lone.add(noise + 300 * plants[0] + torch.where(torch.arange(64) % 2 == 0, 20.0, -20.0)[:, None] * plants[1])
+    found = massive_directions(lone, ordinary)
+    assert found.shape == (2, 16) and (project(plants.double(), found).norm(dim=1) < 0.05).all()
+    assert len(massive_directions(ordinary, ordinary)) == 0
+
+
+def test_lone_tokens_are_texts_of_one_token_and_always_the_same() -> None:
+    batch = lone_tokens(49)
+    assert batch.input_ids.shape == (LONE, 1) and 0 <= int(batch.input_ids.min()) <= int(batch.input_ids.max()) < 49
+    assert torch.equal(batch.input_ids, lone_tokens(49).input_ids)
+    assert pooled(batch, "first", frozenset(range(49))).all()

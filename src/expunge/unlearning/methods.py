@@ -165,7 +165,7 @@ METHODS: Final[dict[str, Method]] = {
     "durable_mrp": Method(
         Counterfactual(hold=2.0, retain_weight=2.0),
         (replace(_ATTACKER, moves="all"),),
-        Projection(),
+        Projection(keep_sinks=True),
         loop={"learning_rate": 1e-2, "lr_scheduler_type": "linear", "min_steps": 108, "max_steps": 120},
         summary="the projection of mrp, trained against simulated attackers of all weights",
     ),

@@ -9,13 +9,21 @@ no such property). W and Q are fp32 whatever the model's dtype: in bf16 a tenth 
 authors' code the site is the MLP's output, not the block's, because only there is the result an ordinary checkpoint; at
 site "block" the projection stays in the model (`models.projections`), for comparison.
 
+Models keep a state of huge norm at the first position, on which heads rest that have nothing to look at: massive
+activations (arXiv:2402.17762), attention sinks (arXiv:2309.17453). A row that takes a hundredth of it turns it by more
+than an ordinary state is long, everywhere, and plain text suffers. With `keep_sinks`
+
+    W_new <- W_new (I - S^T S),    S: directions of massive activations, found with texts of one token (`subspace`)
+
+so that it stays, exactly.
+
 Until the first step the model is as it was, and so it stays if no step is made. Only the span of W_new counts, and its
 rows begin with length 1: a learning rate of 1e-2 is usual, not 1e-5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,15 +34,16 @@ from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.models.architecture import Architecture, base_linear, describe, width
-from expunge.models.projections import attach, attached, load_rows
+from expunge.models.projections import attach, attached, load_rows, project
 from expunge.unlearning.parametrizations.base import Material, Parametrization
 from expunge.unlearning.parametrizations.layers import chosen_blocks
 from expunge.unlearning.parametrizations.projector import Projected, ProjectedWeights, Rows, fold_projection
-from expunge.unlearning.parametrizations.states import Pool, output_moments
+from expunge.unlearning.parametrizations.states import Pool, lone_tokens, output_moments
 from expunge.unlearning.parametrizations.subspace import (
     Moments,
     initial_directions,
     leading,
+    massive_directions,
     outside_share,
     random_rows,
     row_space,
@@ -42,6 +51,9 @@ from expunge.unlearning.parametrizations.subspace import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Statistics = Mapping[int, Moments]
+"""Of the outputs of each block's module."""
 
 Init = Literal["paper", "code", "random", "leace"]
 OutputSite = Literal["mlp", "block"]
@@ -65,6 +77,7 @@ class Projection(Parametrization):
             retain states linearly, one row.
         energy: share of the energy that the subspace left out of the initialisation holds, in [0, 1).
         tokens: states to look at: "answer", those that predict the answer, or "content", all but special tokens.
+        keep_sinks: W_new spares the directions of massive activations.
         earlier: file of the rows that earlier requests removed (`sidecar.save_rows`), or None. Those of blocks that
             are not chosen now are carried on, but only as they lie in the weights.
     """
@@ -77,6 +90,7 @@ class Projection(Parametrization):
     init: Init = "paper"
     energy: float = 0.95
     tokens: Pool = "answer"
+    keep_sinks: bool = False
     earlier: str | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +110,10 @@ class Projection(Parametrization):
         there = attached(model)
         fixed = self._earlier_rows(arch, there)
         modules = {block: self._module(arch, block) for block in blocks}
-        new = self._initial_rows(arch, modules, fixed, seed, material)
+        moments = partial(output_moments, arch, modules, width(arch.linears[0]["down"]))
+        states = self._states(moments, fixed, material)
+        spared = self._spared(moments, model, fixed, states)
+        new = self._initial_rows(modules, fixed, spared, seed, states)
         if not new:
             raise InputError("The forget states have no direction of their own.", f"init={self.init}", "Lower energy.")
         earlier = {block: rows for block, rows in fixed.items() if len(rows)}
@@ -104,7 +121,9 @@ class Projection(Parametrization):
         if self.train == "weights":
             whole = {block: (modules[block], row_space(torch.cat([fixed[block], rows]))) for block, rows in new.items()}
             return ProjectedWeights(model, whole, earlier, settle)
-        sites = {block: (modules[block], *self._started(fixed[block], rows)) for block, rows in new.items()}
+        sites = {
+            block: (modules[block], *self._started(fixed[block], rows), spared[block]) for block, rows in new.items()
+        }
         return Projected(model, sites, earlier, settle)
 
     def _module(self, arch: Architecture, block: int) -> nn.Module:
@@ -145,25 +164,54 @@ class Projection(Parametrization):
             fixed[block] = row_space(rows.double()).to(_wide(base_linear(linears["down"]).weight))
         return fixed
 
-    def _initial_rows(
-        self, arch: Architecture, modules: Mapping[int, nn.Module], fixed: Rows, seed: int, material: Material | None
-    ) -> Rows:
-        """W_new of the blocks that are taken: orthonormal rows, orthogonal to the fixed ones."""
-        if self.init == "random" and not self.n_layers:
-            return {block: random_rows(self.rank, fixed[block], seed + block) for block in modules}
+    def _states(
+        self, moments: Callable[..., Statistics], fixed: Rows, material: Material | None
+    ) -> tuple[Statistics, Statistics] | None:
+        """Of the forget and the retain items, by block; None where nothing asks for them."""
+        if self.init == "random" and not self.n_layers and not self.keep_sinks:
+            return None
         if material is None:
             raise InputError("This projection begins at what the data say, and there are none.", f"init={self.init}")
-        d = width(arch.linears[0]["down"])
-        moments = partial(output_moments, arch, modules, d, self.tokens, material.special_ids, fixed)
-        forget, retain = (moments(material.batches(items)) for items in (material.forget, material.retain))
-        taken = self._taken(forget, retain)
-        if self.init == "random":
-            return {block: random_rows(self.rank, fixed[block], seed + block) for block in taken}
-        found = {
-            block: initial_directions(self.init, forget[block], retain[block], self.energy, self.rank)
-            for block in taken
-        }
-        return {block: rows.to(fixed[block]) for block, rows in found.items() if len(rows)}
+        forget, retain = (
+            moments(self.tokens, material.special_ids, fixed, material.batches(items))
+            for items in (material.forget, material.retain)
+        )
+        return forget, retain
+
+    def _spared(
+        self,
+        moments: Callable[..., Statistics],
+        model: PreTrainedModel,
+        fixed: Rows,
+        states: tuple[Statistics, Statistics] | None,
+    ) -> Rows:
+        """S of every block, without rows where nothing is spared."""
+        if not self.keep_sinks or states is None:
+            return {block: rows[:0] for block, rows in fixed.items()}
+        vocabulary = len(model.get_input_embeddings().get_parameter("weight"))
+        lone = moments("first", frozenset(), fixed, [lone_tokens(vocabulary)])
+        return {block: massive_directions(lone[block], own).to(fixed[block]) for block, own in states[0].items()}
+
+    def _initial_rows(
+        self,
+        blocks: Iterable[int],
+        fixed: Rows,
+        spared: Rows,
+        seed: int,
+        states: tuple[Statistics, Statistics] | None,
+    ) -> Rows:
+        """W_new of the blocks that are taken: orthonormal rows, orthogonal to the fixed and the spared ones."""
+        if self.init == "random" or states is None:
+            taken: Iterable[int] = self._taken(*states) if states else blocks
+            found = {block: random_rows(self.rank, fixed[block], seed + block) for block in taken}
+        else:
+            forget, retain = states
+            found = {
+                block: initial_directions(self.init, forget[block], retain[block], self.energy, self.rank)
+                for block in self._taken(forget, retain)
+            }
+        left = {block: _outside(rows, spared[block]).to(fixed[block]) for block, rows in found.items()}
+        return {block: rows for block, rows in left.items() if len(rows)}
 
     def _taken(self, forget: Mapping[int, Moments], retain: Mapping[int, Moments]) -> list[int]:
         """All blocks, or the `n_layers` with the largest share of forget energy outside the retain subspace."""
@@ -171,6 +219,11 @@ class Projection(Parametrization):
             return list(forget)
         share = {b: outside_share(forget[b].second, leading(retain[b].second, self.energy)) for b in forget}
         return sorted(sorted(share, key=lambda block: -share[block])[: self.n_layers])
+
+
+def _outside(rows: Tensor, spared: Tensor) -> Tensor:
+    """Orthonormal rows of what is left of `rows` outside the spared ones."""
+    return row_space(project(rows, spared)) if len(spared) else rows
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Projections at work: at the outputs of modules while their rows are trained, and then inside the weights.
 
 h <- h - (h Q^T) Q    is    W <- (I - Q^T Q) W,    b <- (I - Q^T Q) b        where h is the output of a linear map
+Q = qr([W_old; W_new (I - S^T S)]^T)^T                                         S: orthonormal rows that W_new must spare
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ class Projector(nn.Module):
     Args:
         fixed: W_old, orthonormal rows.
         rows: what W_new begins with.
+        spared: S.
         begun: whether a step has been made.
     """
 
     fixed: Tensor
     initial: Tensor
+    spared: Tensor
 
-    def __init__(self, fixed: Tensor, rows: Tensor, begun: Callable[[], bool]) -> None:
+    def __init__(self, fixed: Tensor, rows: Tensor, spared: Tensor, begun: Callable[[], bool]) -> None:
         super().__init__()
         self.register_buffer("fixed", fixed, persistent=False)
+        self.register_buffer("spared", spared, persistent=False)
         self.register_buffer("initial", rows, persistent=False)
         self.rows = nn.Parameter(rows.clone())
         self._begun = begun
@@ -50,8 +54,9 @@ class Projector(nn.Module):
         return not torch.equal(self.rows, self.initial)
 
     def basis(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows d"]:
-        """Q, orthonormal rows that span W_old and W_new; computed in `dtype`, W's own if None."""
-        stacked = torch.cat([self.fixed, self.rows]).to(dtype or self.rows.dtype)
+        """Q, orthonormal rows that span W_old and W_new without S; computed in `dtype`, W's own if None."""
+        fixed, rows, spared = (each.to(dtype or self.rows.dtype) for each in (self.fixed, self.rows, self.spared))
+        stacked = torch.cat([fixed, project(rows, spared) if len(spared) else rows])
         q: Tensor = torch.linalg.qr(stacked.T).Q
         return q.T
 
@@ -67,7 +72,7 @@ class Projected(Trained):
 
     Args:
         model: the model.
-        sites: by block, the module, W_old and the beginning of W_new.
+        sites: by block, the module, W_old, the beginning of W_new, and S.
         earlier: W_old by block, of blocks without a site too.
         settle: makes what a block's module gives in the end, after at least one step, lose the span of these rows.
     """
@@ -75,13 +80,15 @@ class Projected(Trained):
     def __init__(
         self,
         model: PreTrainedModel,
-        sites: Mapping[int, tuple[nn.Module, Tensor, Tensor]],
+        sites: Mapping[int, tuple[nn.Module, Tensor, Tensor, Tensor]],
         earlier: Mapping[int, Tensor],
         settle: Callable[[int, Tensor], None],
     ) -> None:
         self._moved, self._earlier, self._settle = False, dict(earlier), settle
-        self._modules = {block: module for block, (module, _, _) in sites.items()}
-        self._projectors = {block: Projector(fixed, rows, self._begun) for block, (_, fixed, rows) in sites.items()}
+        self._modules = {block: module for block, (module, *_) in sites.items()}
+        self._projectors = {
+            block: Projector(fixed, rows, spared, self._begun) for block, (_, fixed, rows, spared) in sites.items()
+        }
         self._handles = [module.register_forward_hook(through(_NAME)) for module in self._modules.values()]
         for block, module in self._modules.items():
             module.add_module(_NAME, self._projectors[block])

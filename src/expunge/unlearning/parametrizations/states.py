@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Bool
@@ -19,13 +19,26 @@ from expunge.unlearning.parametrizations.subspace import Moments
 
 Pool = Literal["answer", "content"]
 
+LONE: Final = 512
+"""Tokens whose states `lone_tokens` asks for."""
 
-def pooled(batch: Batch, pool: Pool, special_ids: frozenset[int]) -> Bool[Tensor, "batch time"]:
+
+def lone_tokens(vocabulary: int) -> Batch:
+    """Tokens, drawn with a fixed seed, as texts of one token each."""
+    ids = torch.randint(vocabulary, (LONE, 1), generator=torch.Generator().manual_seed(0))
+    return Batch(ids, torch.ones_like(ids), torch.zeros_like(ids, dtype=torch.bool), torch.arange(LONE))
+
+
+def pooled(batch: Batch, pool: Pool | Literal["first"], special_ids: frozenset[int]) -> Bool[Tensor, "batch time"]:
     """The positions that count: those that predict an answer token, or all that hold a token of the text.
 
     Padding and special tokens are no text. The first position never counts, as models keep there, BOS or not, a state
-    of huge norm that says nothing.
+    of huge norm that says nothing; unless it is asked for, alone.
     """
+    if pool == "first":
+        return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) == torch.zeros_like(
+            batch.input_ids
+        )
     if pool == "answer":
         chosen = batch.answer_mask.roll(-1, 1)  # no answer begins at 0, so nothing comes round to the last position
     else:
@@ -39,7 +52,7 @@ def output_moments(
     arch: Architecture,
     modules: Mapping[int, nn.Module],
     d: int,
-    pool: Pool,
+    pool: Pool | Literal["first"],
     special_ids: frozenset[int],
     removed: Mapping[int, Tensor],
     batches: Iterable[Batch],

@@ -88,6 +88,13 @@ def outside_share(second: Float[Tensor, "d d"], basis: Float[Tensor, "r d"]) -> 
     return outside(second, basis).trace().item() / whole if whole > 0 else 0.0
 
 
+def massive_directions(lone: Moments, ordinary: Moments) -> Float[Tensor, "s d"]:
+    """Orthonormal rows along which states of a token alone are longer, root mean square, than ordinary states are as a
+    whole: massive activations (arXiv:2402.17762). None where there are none such; all need at least one state."""
+    values, vectors = _descending(lone.second / lone.count)
+    return vectors[values > ordinary.second.trace() / ordinary.count]
+
+
 def concept_direction(one: Moments, other: Moments) -> Float[Tensor, "at_most_1 d"]:
     """The range of LEACE's I - P for the label "one or other" (arXiv:2306.03819): the covariance of state and label.
 
