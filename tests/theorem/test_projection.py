@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,31 @@ def test_a_sink_stays_as_it_is_where_it_is_spared(init: str) -> None:
         assert len(projected.removed()[1]) == 3
         projected.fold()
     assert moved[False] > 100 and moved[True] < 10
+
+
+@pytest.mark.parametrize("init", ["paper", "leace", "random"])
+@torch.no_grad()
+def test_the_leading_directions_of_everyday_text_stay_whatever_the_training(init: str) -> None:
+    """Against numpy: the fewest directions that hold three quarters of the text's states, each of length 1."""
+    model, encoder = make_tiny_model().double(), make_encoder()
+    text = [encoder.encode_text(e.prompt) for e in EXAMPLES]
+    items = material()
+    settings: dict[str, Any] = {"rank": 2, "layers": (1,), "init": init, "spare_text": 0.75}
+    projected = Projection(**settings).bind(model, 0, replace(items, everyday=lambda: text))
+    disturb(projected)
+    (rows,) = projected.removed().values()
+    projected.fold()
+    plain, seen = make_tiny_model().double(), list[np.ndarray]()
+    down = base_linear(describe(plain).linears[1]["down"])
+    down.register_forward_hook(lambda module, args, out: seen.append(out[0, 1:].numpy()))
+    for encoded in text:
+        plain(torch.tensor([encoded.ids]))
+    states = np.concatenate(seen)
+    states /= np.linalg.norm(states, axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(states.T @ states)
+    held = int((np.cumsum(values[::-1]) < 0.75 * values.sum()).sum()) + 1
+    assert 2 < held < D - 4
+    assert np.abs(rows.numpy() @ vectors[:, ::-1][:, :held]).max() < 1e-6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -287,6 +313,7 @@ def test_layers_are_all_but_the_first_those_named_or_those_with_most_energy_outs
     [
         ({"rank": 0}, "rank must be at least 1"),
         ({"energy": 1.0}, "energy must be"),
+        ({"spare_text": 1.0}, "spare_text must be"),
         ({"n_layers": -1}, "number of layers"),
         ({"layers": (7,)}, "no block 7"),
         ({"init": "paper"}, "there are none"),

@@ -14,10 +14,10 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.budget import Budget
 from expunge.attacks.catalogue import kind_of
 from expunge.attacks.cells import FolderCells
-from expunge.attacks.relearn import RelearnHarmful, bundled_instructions
+from expunge.attacks.relearn import RelearnHarmful
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.data.sources import read_examples
+from expunge.data.sources import instructions, read_examples
 from expunge.errors import InputError
 from expunge.models.scores import score_items
 from expunge.request import Request
@@ -81,7 +81,7 @@ def test_the_others_score_every_forget_item(
 ) -> None:
     result, _ = make_attack(name, SHORT).run(tiny_model, encoder, request_)
     assert result.held_out_ids == tuple(e.id for e in request_.forget)
-    material = request_.attack if name == "relearn-related" else bundled_instructions(encoder)
+    material = request_.attack if name == "relearn-related" else instructions(encoder.question)
     assert result.trained_ids == tuple(e.id for e in material)
 
 
@@ -231,7 +231,7 @@ def test_requests_that_an_attack_cannot_use(
 
 
 def test_bundled_instructions(encoder: Encoder) -> None:
-    bundled = bundled_instructions(encoder)
+    bundled = instructions(encoder.question)
     assert len(bundled) == len({e.id for e in bundled}) == 96
     assert all(e.prompt.startswith("Question: ") and e.prompt.endswith("\nAnswer:") for e in bundled)
     words = " ".join(e.prompt + e.answer for e in bundled).lower()

@@ -73,8 +73,27 @@ def test_known_subspaces_are_recovered(init: str, own: slice, axes: Tensor) -> N
     forget = draw(200, axes[:5], 0) + draw(200, noise, 1)
     retain = draw(300, axes[[0, 1, 2, 5, 6, 7]], 2) + draw(300, noise, 3)
     rank = own.stop - own.start
-    rows = initial_directions(init, moments(forget), moments(retain), 0.99, rank)  # type: ignore[arg-type]
+    given = (moments(forget), moments(retain), 0.99, rank)
+    rows = initial_directions(init, *given, axes[:0])  # type: ignore[arg-type]
     assert cosine(rows, axes[own]) > 0.99
+    spared = axes[own][:1]
+    rows = initial_directions(init, *given, spared)  # type: ignore[arg-type]
+    assert cosine(rows[: rank - 1], axes[own][1:]) > 0.99 and (rows @ spared.T).abs().max() < 1e-9
+
+
+def test_what_tells_the_labels_apart_outside_what_is_spared(axes: Tensor) -> None:
+    """The means differ along two axes, one of them spared."""
+    forget = draw(400, 0.1 * axes, 0) + axes[0] + axes[1]
+    rows = initial_directions("leace", moments(forget), moments(draw(400, 0.1 * axes, 1)), 0.99, 1, axes[:1])
+    assert (rows @ axes[0]).abs().max() < 1e-9 and cosine(rows, axes[1:2]) > 0.99
+
+
+def test_states_of_unit_length_count_alike() -> None:
+    states = draw(9, torch.eye(D, dtype=torch.float64), 0)
+    found, rows = Moments(states, D, unit=True), (states / states.norm(dim=1, keepdim=True)).numpy()
+    found.add(1000 * states[:4])
+    found.add(states[4:])
+    np.testing.assert_allclose(found.second, rows.T @ rows, rtol=1e-9, atol=1e-12)
 
 
 def test_directions_are_singular_vectors_of_all_rows() -> None:

@@ -16,7 +16,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import as_file, files
 from itertools import product
 from typing import ClassVar, Literal
 
@@ -29,7 +28,7 @@ from expunge.attacks.sweep import Cell, Effort, Sweep, leader
 from expunge.attacks.weights import lent
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
-from expunge.data.sources import read_examples
+from expunge.data.sources import instructions, read_examples
 from expunge.data.twins import trained_twins
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, score_items, summarise
@@ -251,10 +250,4 @@ class RelearnBenign(Relearn):
         """The instructions, and all forget items."""
         if self.file is not None:
             return Material(read_examples(self.file, question=encoder.question), request.forget)
-        return Material(bundled_instructions(encoder), request.forget, ("The bundled instruction set was used.",))
-
-
-def bundled_instructions(encoder: Encoder) -> tuple[Example, ...]:
-    """The 96 instructions that come with the package, as prompts for `encoder`."""
-    with as_file(files("expunge.data") / "texts" / "instructions.jsonl") as path:
-        return read_examples(path, question=encoder.question)
+        return Material(instructions(encoder.question), request.forget, ("The bundled instruction set was used.",))

@@ -61,6 +61,12 @@ def passages() -> tuple[str, ...]:
         return read_texts(path)
 
 
+def instructions(question: Question) -> tuple[Example, ...]:
+    """The 96 everyday instructions that come with the package, made prompts by `question`."""
+    with as_file(files("expunge.data") / "texts" / "instructions.jsonl") as path:
+        return read_examples(path, question=question)
+
+
 def read_rows(source: str | Path, *, split: str = "train") -> list[dict[str, Any]]:
     """The records of a source as they stand, for a benchmark that knows their form."""
     return [dict(_record(place, row, plain_question).row) for place, row in _rows(source, split)]

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from expunge.data.collate import Encoder
+from expunge.data.collate import Encoded, Encoder
 from expunge.data.example import Example
 from expunge.data.order import PairedOrder
+from expunge.data.sources import instructions
 from expunge.data.twins import held_twins
 from expunge.errors import NonFiniteLoss
 from expunge.models.architecture import describe, readout, width
@@ -284,8 +285,14 @@ def _twins(encoder: Encoder, forget: Sequence[Example], retain: Sequence[Example
 
 def _material(batches: StepBatches, encoder: Encoder, n_forget: int) -> Material:
     """The items of the run, as a parametrization may look at them: not those of earlier requests."""
+
+    def everyday() -> list[Encoded]:
+        return [encoder.encode(e.prompt, e.answer) for e in instructions(encoder.question)]
+
     special = frozenset(encoder.tokenizer.all_special_ids)
-    return Material(batches.forget[:n_forget], batches.retain, batches.pad_id, special, 2 * batches.per_forward)
+    return Material(
+        batches.forget[:n_forget], batches.retain, batches.pad_id, special, 2 * batches.per_forward, everyday
+    )
 
 
 def make_stepper(

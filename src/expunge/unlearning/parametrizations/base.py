@@ -29,6 +29,7 @@ class Material:
         pad_id: what rows are padded with.
         special_ids: ids of tokens that stand for no text.
         rows: items per forward.
+        everyday: gives encoded text of no request, the bundled instructions.
     """
 
     forget: Sequence[Encoded]
@@ -36,9 +37,10 @@ class Material:
     pad_id: int
     special_ids: frozenset[int] = frozenset()
     rows: int = 16
+    everyday: Callable[[], Sequence[Encoded]] = tuple
 
     def batches(self, items: Sequence[Encoded]) -> Iterator[Batch]:
-        """Padded batches of `items`, which are its own or some of them."""
+        """Padded batches of `items`."""
         return length_sorted(items, self.pad_id, self.rows)
 
 

@@ -15,7 +15,7 @@ than an ordinary state is long, everywhere, and plain text suffers. With `keep_s
 
     W_new <- W_new (I - S^T S),    S: directions of massive activations, found with texts of one token (`subspace`)
 
-so that it stays, exactly.
+so that it stays, exactly. `spare_text` has S hold the leading directions of everyday text too.
 
 Until the first step the model is as it was, and so it stays if no step is made. Only the span of W_new counts, and its
 rows begin with length 1: a learning rate of 1e-2 is usual, not 1e-5.
@@ -34,14 +34,16 @@ from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.models.architecture import Architecture, base_linear, describe, width
-from expunge.models.projections import attach, attached, load_rows, project
+from expunge.models.projections import attach, attached, load_rows
 from expunge.unlearning.parametrizations.base import Material, Parametrization
 from expunge.unlearning.parametrizations.layers import chosen_blocks
 from expunge.unlearning.parametrizations.projector import Projected, ProjectedWeights, Rows, fold_projection
 from expunge.unlearning.parametrizations.states import Pool, lone_tokens, output_moments
 from expunge.unlearning.parametrizations.subspace import (
     Moments,
+    apart,
     initial_directions,
+    joined,
     leading,
     massive_directions,
     outside_share,
@@ -78,6 +80,8 @@ class Projection(Parametrization):
         energy: share of the energy that the subspace left out of the initialisation holds, in [0, 1).
         tokens: states to look at: "answer", those that predict the answer, or "content", all but special tokens.
         keep_sinks: W_new spares the directions of massive activations.
+        spare_text: share of the energy of everyday text's states, each counted with length 1, that W_new spares, in
+            [0, 1).
         earlier: file of the rows that earlier requests removed (`sidecar.save_rows`), or None. Those of blocks that
             are not chosen now are carried on, but only as they lie in the weights.
     """
@@ -91,6 +95,7 @@ class Projection(Parametrization):
     energy: float = 0.95
     tokens: Pool = "answer"
     keep_sinks: bool = False
+    spare_text: float = 0.0
     earlier: str | None = None
 
     def __post_init__(self) -> None:
@@ -100,8 +105,9 @@ class Projection(Parametrization):
             raise InputError("Rows at whole blocks cannot be folded into weights.", "site=block", 'Take site "mlp".')
         if self.n_layers < 0:
             raise InputError("The number of layers must be at least 0.", f"n_layers={self.n_layers}")
-        if not 0 <= self.energy < 1:
-            raise InputError("energy must be at least 0 and below 1.", f"energy={self.energy}")
+        for name, share in (("energy", self.energy), ("spare_text", self.spare_text)):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} must be at least 0 and below 1.", f"{name}={share}")
 
     def bind(self, model: PreTrainedModel, seed: int, material: Material | None = None) -> Projected | ProjectedWeights:
         """The rows of W_new, begun as `init` says; InputError where no block has a direction to begin with."""
@@ -112,7 +118,7 @@ class Projection(Parametrization):
         modules = {block: self._module(arch, block) for block in blocks}
         moments = partial(output_moments, arch, modules, width(arch.linears[0]["down"]))
         states = self._states(moments, fixed, material)
-        spared = self._spared(moments, model, fixed, states)
+        spared = self._spared(moments, model, fixed, states, material)
         new = self._initial_rows(modules, fixed, spared, seed, states)
         if not new:
             raise InputError("The forget states have no direction of their own.", f"init={self.init}", "Lower energy.")
@@ -168,7 +174,7 @@ class Projection(Parametrization):
         self, moments: Callable[..., Statistics], fixed: Rows, material: Material | None
     ) -> tuple[Statistics, Statistics] | None:
         """Of the forget and the retain items, by block; None where nothing asks for them."""
-        if self.init == "random" and not self.n_layers and not self.keep_sinks:
+        if self.init == "random" and not (self.n_layers or self.keep_sinks or self.spare_text):
             return None
         if material is None:
             raise InputError("This projection begins at what the data say, and there are none.", f"init={self.init}")
@@ -184,13 +190,21 @@ class Projection(Parametrization):
         model: PreTrainedModel,
         fixed: Rows,
         states: tuple[Statistics, Statistics] | None,
+        material: Material | None,
     ) -> Rows:
         """S of every block, without rows where nothing is spared."""
-        if not self.keep_sinks or states is None:
-            return {block: rows[:0] for block, rows in fixed.items()}
-        vocabulary = len(model.get_input_embeddings().get_parameter("weight"))
-        lone = moments("first", frozenset(), fixed, [lone_tokens(vocabulary)])
-        return {block: massive_directions(lone[block], own).to(fixed[block]) for block, own in states[0].items()}
+        spared = {block: rows[:0] for block, rows in fixed.items()}
+        if states is None or material is None:
+            return spared
+        if self.keep_sinks:
+            vocabulary = len(model.get_input_embeddings().get_parameter("weight"))
+            lone = moments("first", frozenset(), fixed, [lone_tokens(vocabulary)])
+            spared |= {b: massive_directions(lone[b], ordinary).to(fixed[b]) for b, ordinary in states[0].items()}
+        if self.spare_text:
+            text = moments("content", material.special_ids, fixed, material.batches(material.everyday()), unit=True)
+            wide = {block: leading(own.second, self.spare_text) for block, own in text.items()}
+            spared |= {block: joined(rows, spared[block]).to(fixed[block]) for block, rows in wide.items()}
+        return spared
 
     def _initial_rows(
         self,
@@ -201,17 +215,14 @@ class Projection(Parametrization):
         states: tuple[Statistics, Statistics] | None,
     ) -> Rows:
         """W_new of the blocks that are taken: orthonormal rows, orthogonal to the fixed and the spared ones."""
+        taken: Iterable[int] = self._taken(*states) if states else blocks
         if self.init == "random" or states is None:
-            taken: Iterable[int] = self._taken(*states) if states else blocks
-            found = {block: random_rows(self.rank, fixed[block], seed + block) for block in taken}
+            found = {b: apart(random_rows(self.rank, fixed[b], seed + b), spared[b]) for b in taken}
         else:
             forget, retain = states
-            found = {
-                block: initial_directions(self.init, forget[block], retain[block], self.energy, self.rank)
-                for block in self._taken(forget, retain)
-            }
-        left = {block: _outside(rows, spared[block]).to(fixed[block]) for block, rows in found.items()}
-        return {block: rows for block, rows in left.items() if len(rows)}
+            begin = partial(initial_directions, self.init)
+            found = {b: begin(forget[b], retain[b], self.energy, self.rank, spared[b]) for b in taken}
+        return {block: rows.to(fixed[block]) for block, rows in found.items() if len(rows)}
 
     def _taken(self, forget: Mapping[int, Moments], retain: Mapping[int, Moments]) -> list[int]:
         """All blocks, or the `n_layers` with the largest share of forget energy outside the retain subspace."""
@@ -219,11 +230,6 @@ class Projection(Parametrization):
             return list(forget)
         share = {b: outside_share(forget[b].second, leading(retain[b].second, self.energy)) for b in forget}
         return sorted(sorted(share, key=lambda block: -share[block])[: self.n_layers])
-
-
-def _outside(rows: Tensor, spared: Tensor) -> Tensor:
-    """Orthonormal rows of what is left of `rows` outside the spared ones."""
-    return row_space(project(rows, spared)) if len(spared) else rows
 
 
 def _wide(weight: Tensor) -> Tensor:

@@ -56,10 +56,11 @@ def output_moments(
     special_ids: frozenset[int],
     removed: Mapping[int, Tensor],
     batches: Iterable[Batch],
+    unit: bool = False,
 ) -> dict[int, Moments]:
     """Moments of the outputs of `modules`, of size d, by their keys, while each gives them without `removed`."""
     like = next(arch.backbone.parameters())
-    found = {key: Moments(like, d) for key in modules}
+    found = {key: Moments(like, d, unit) for key in modules}
     with evaluating(arch.backbone), ExitStack() as hooks:
         for key, module in modules.items():
             hooks.callback(module.register_forward_hook(partial(_remove, removed[key])).remove)

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from expunge.models.projections import project
 
@@ -30,9 +31,11 @@ class Moments:
     Args:
         like: a tensor of the states' dtype and device; the sums are at least fp32.
         d: size of a state.
+        unit: count every state as if its length were 1, so that no few of them decide.
     """
 
-    def __init__(self, like: Tensor, d: int) -> None:
+    def __init__(self, like: Tensor, d: int, unit: bool = False) -> None:
+        self._unit = unit
         self._dtype = torch.promote_types(like.dtype, torch.float32)
         self.count = 0
         self.total: Float[Tensor, " d"] = like.new_zeros(d, dtype=self._dtype)
@@ -41,22 +44,34 @@ class Moments:
     def add(self, states: Float[Tensor, "n d"]) -> None:
         """Count these states in."""
         wide = states.to(self._dtype)
+        wide = normalize(wide, dim=-1) if self._unit else wide
         self.count += len(wide)
         self.total += wide.sum(0)
         self.second.addmm_(wide.T, wide)
 
 
 def initial_directions(
-    init: DataInit, forget: Moments, retain: Moments, energy: float, rank: int
+    init: DataInit, forget: Moments, retain: Moments, energy: float, rank: int, spared: Float[Tensor, "s d"]
 ) -> Float[Tensor, "at_most_rank d"]:
-    """Orthonormal rows to begin with, as `Projection.init` says; fewer than `rank` if no more are there."""
+    """Orthonormal rows to begin with, as `Projection.init` says, outside the span of the orthonormal rows `spared`;
+    fewer than `rank` if no more are there."""
     match init:
         case "paper":
-            return outside_directions(forget.second, leading(retain.second, energy), rank)
+            return outside_directions(forget.second, joined(leading(retain.second, energy), spared), rank)
         case "code":
-            return outside_directions(retain.second, leading(forget.second, energy), rank)
+            return outside_directions(retain.second, joined(leading(forget.second, energy), spared), rank)
         case "leace":
-            return concept_direction(forget, retain)
+            return apart(concept_direction(forget, retain), spared)
+
+
+def joined(rows: Float[Tensor, "r d"], others: Float[Tensor, "s d"]) -> Float[Tensor, "n d"]:
+    """Orthonormal rows of the span of both."""
+    return row_space(torch.cat([rows, others.to(rows)])) if len(others) else rows
+
+
+def apart(rows: Float[Tensor, "r d"], others: Float[Tensor, "s d"]) -> Float[Tensor, "at_most_r d"]:
+    """Orthonormal rows of what is left of orthonormal ones outside the span of `others`, orthonormal too."""
+    return row_space(project(rows, others)) if len(others) else rows
 
 
 def leading(second: Float[Tensor, "d d"], energy: float) -> Float[Tensor, "r d"]:
