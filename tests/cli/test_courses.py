@@ -237,6 +237,7 @@ def test_made_up_subjects_tell_an_answer_that_is_only_disliked() -> None:
         assert recovery(lacking, back, ["a"]) == pytest.approx(0.25)
     by_accuracy = {"unlearn": {"stop_accuracy": "chance", "stop_log_odds": None}}
     assert math.isnan(twin_recovery(course.model_copy(update={"recipe": by_accuracy}), back, ["a"]))
+    assert twin_table({"m": [course.model_copy(update={"recipe": by_accuracy})]}) == ""
     assert twin_table({"bare": [course.model_copy(update={"start": moment("", a=4.0, b=4.0)})]}) == ""
 
 

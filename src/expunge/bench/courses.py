@@ -14,6 +14,7 @@ from expunge.bench.rows import DIGITS, interval, mean, share_interval, with_inte
 from expunge.bench.standings import (
     alike,
     at_the_end,
+    by_accuracy,
     leads,
     mean_standing,
     moments,
@@ -87,12 +88,12 @@ def run_courses(grid: Grid, records: Path, progress: Progress | None = None) -> 
 
 
 def stored_courses(grid: Grid, records: Path) -> Courses:
-    """Those of the records that are there already; names without any are left out."""
-    found: dict[str, list[Course]] = {}
+    """Those of the records that are there already, in the order of the grid; names without any are left out."""
+    found: dict[str, list[Course]] = {cell.name: [] for cell in grid.cells()}
     for cell in grid.cells():
         if (file := records / cell.file).is_file():
-            found.setdefault(cell.name, []).append(Course.load(file))
-    return found
+            found[cell.name].append(Course.load(file))
+    return {name: own for name, own in found.items() if own}
 
 
 def first_course(courses: Courses) -> Course:
@@ -130,7 +131,7 @@ def course_table(courses: Courses) -> str:
 
 def twin_table(courses: Courses) -> str:
     """One line per method whose questions have made-up twins: their lead over these, R against either control; empty
-    without any such method."""
+    without any such method, or where log-odds do not tell."""
     lines = [
         "| method | seeds | lead over made-up subjects at the start | at the end: mean / highest "
         "| after relearning (merged) "
@@ -138,7 +139,7 @@ def twin_table(courses: Courses) -> str:
         "|" + "---|" * 7,
     ]
     for method, each in courses.items():
-        own = [course for course in each if course.start.twins]
+        own = [course for course in each if course.start.twins and not by_accuracy(course)]
         pairs = [(course, back) for course in own if (back := relearnt(course, "merged")) and back.twins]
         if not own:
             continue
