@@ -102,6 +102,12 @@ class RunFolder:
             raise self.refusal("only an unfinished run of this recipe resumes")
         self.path.mkdir(parents=True, exist_ok=True)
 
+    def require_same(self, recipe: Recipe, parts: Mapping[str, str]) -> None:
+        """InputError unless the finished run is of `recipe`, and its method was made of the same `parts` then."""
+        made = read_json(self.training).get("parts", parts)
+        if not self.recipe.is_file() or self.load_recipe() != recipe or made != parts:
+            raise self.refusal("only the same recipe, of a method that has not changed since, goes on")
+
     @property
     def occupied(self) -> bool:
         """Whether there is anything in the folder; InputError where it is a file."""

@@ -93,13 +93,21 @@ def run_all(
     for recipe in recipes:
         folder = RunFolder(Path(recipe.output))
         told = Named(progress or Silent(), folder.path.name)
-        if not folder.training.is_file():
+        if not require_same(recipe):
             unlearn(recipe, told)
         if not join_processes()[0].main:
             continue
         attack(folder.path, progress=told)
         records.append(audit(folder.path, told, baselines))
     return records
+
+
+def require_same(recipe: Recipe) -> bool:
+    """Whether the recipe's run is unlearnt already; InputError where its folder holds that of another recipe."""
+    folder = RunFolder(Path(recipe.output))
+    if folder.training.is_file():
+        folder.require_same(recipe, _parts(_method(recipe)))
+    return folder.training.is_file()
 
 
 def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
@@ -145,6 +153,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         # The loop's own clock holds the earlier parts of a resumed run; ours does not.
         "stage_seconds": prepared - start + result.seconds + time.perf_counter() - learnt,
         "arguments": asdict(arguments),
+        "parts": _parts(method),
         "history": [step.to_json() for step in result.history],
         "hashes": folder_hashes(folder.model),
     }
@@ -342,15 +351,22 @@ def _how(plan: Plan, training: dict[str, Any]) -> RecipePart:
         elsewhere = "not known: the model was made elsewhere"
         return RecipePart(method=called(plan.model), objective=elsewhere, parametrization="")
     assert isinstance(plan, Recipe)
-    method = _method(plan)
+    parts = training.get("parts") or _parts(_method(plan))
     return RecipePart(
         method=plan.method,
-        objective=repr(method.objective),
-        transform=", ".join(map(repr, method.transforms)),
-        parametrization=repr(method.parametrization),
+        **parts,
         benchmark=plan.data.benchmark or "",
         arguments=json.loads(json.dumps({**training["arguments"], **plan.settings})),
     )
+
+
+def _parts(method: Method) -> dict[str, str]:
+    """What a method is made of, with every setting."""
+    return {
+        "objective": repr(method.objective),
+        "transform": ", ".join(map(repr, method.transforms)),
+        "parametrization": repr(method.parametrization),
+    }
 
 
 def _method(recipe: Recipe) -> Method:

@@ -109,6 +109,38 @@ def test_questions_without_options_and_a_chat_template(
     assert record["influence_log_odds"]["of"] == "log_odds"
 
 
+def test_a_finished_run_is_kept_for_its_own_recipe_alone(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither another recipe nor another version's method of the same name gets the old result for its own."""
+    run = tmp_path / "run"
+    recipe = {
+        "model": str(tmp_path / "model"),
+        "data": {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain", "attack")},
+        "method": "graddiff",
+        "unlearn": {"max_steps": 1},
+        "attacks": {"relearn-related": {"max_steps": 1, "eval_every": 1, "learning_rates": [1e-3]}},
+        "output": str(run),
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert expunge("run", tmp_path / "recipe.yaml") == 0
+    made = (run / "model" / "model.safetensors").stat().st_mtime_ns
+    assert expunge("run", tmp_path / "recipe.yaml") == 0
+    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == made
+    before = (run / "record.json").read_bytes()
+    capsys.readouterr()
+    assert expunge("run", tmp_path / "recipe.yaml", "--set", "method=npo") == 1
+    assert "only the same recipe" in " ".join(capsys.readouterr().err.split())
+    training = json.loads((run / "training.json").read_text())
+    assert training["parts"]["objective"] == json.loads(before)["recipe"]["objective"]
+    training["parts"]["objective"] = "GradDiff(retain_weight=7.0)"
+    (run / "training.json").write_text(json.dumps(training))
+    assert expunge("run", tmp_path / "recipe.yaml") == 1
+    assert (run / "record.json").read_bytes() == before
+    assert expunge("audit", run) == 0
+    assert json.loads((run / "record.json").read_text())["recipe"]["objective"] == "GradDiff(retain_weight=7.0)"
+
+
 def test_a_grid_of_methods_and_seeds(
     expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +169,8 @@ def test_a_grid_of_methods_and_seeds(
         ("shorter", "related", [0, 1]),
     ]
     assert "shorter" in (tmp_path / "grid" / "report.html").read_text()
+    (tmp_path / "grid.yaml").write_text(json.dumps({**grid, "unlearn": {"max_steps": 3}}))
+    assert expunge("run", tmp_path / "grid.yaml") == 1
 
 
 @pytest.mark.slow

@@ -105,6 +105,7 @@ def stored(grid: Grid, records: Path) -> dict[str, list[Record]]:
 
 def _run(cell: Cell, target: Path, progress: Progress | None, baselines: dict[str, Measured]) -> None:
     if target.is_file():
+        pipeline.require_same(cell.recipe)
         return
     for record in pipeline.run_all([cell.recipe], progress, baselines):
         target.parent.mkdir(parents=True, exist_ok=True)
