@@ -24,10 +24,10 @@ from expunge.bench.courses import (
     run_courses,
     twin_table,
 )
-from expunge.bench.courses import stored_courses as stored
-from expunge.bench.grid import Grid
+from expunge.bench.grid import Grid, kept
 from expunge.bench.standings import unit
 from expunge.console import Bars
+from expunge.continual.record import Course
 from expunge.settings import read_yaml
 from results_page import RESULTS, write_results
 
@@ -86,7 +86,7 @@ def write_page() -> None:
     """The page, its pictures and its rows, from the stored records."""
     lines, rows = [HEAD], list[CourseRow]()
     for part in PARTS:
-        courses = stored(grid(part, Path("runs")), RECORDS / part)
+        courses = kept(grid(part, Path("runs")), RECORDS / part, Course.load)
         if courses:
             picture = RESULTS / f"continual-{part}.svg"
             draw_courses(picture, courses)
@@ -96,9 +96,9 @@ def write_page() -> None:
             title = f"{told} of {' and of '.join([*drawn, *['made-up subjects (dotted)'] * bool(beside)])}"
             lines += [f"\n## {part}\n", _about(courses), course_table(courses), f"\n![{title}]({picture.name})"]
             if len(first_course(courses).after) > FEW:
-                kept = picture.with_stem(f"{picture.stem}-kept")
-                draw_kept(kept, courses)
-                lines += [f"\n![What stays, request after request]({kept.name})"]
+                staying = picture.with_stem(f"{picture.stem}-kept")
+                draw_kept(staying, courses)
+                lines += [f"\n![What stays, request after request]({staying.name})"]
             if beside:
                 lines += [BESIDE, beside]
             if len(first_course(courses).after) <= FEW:

@@ -98,15 +98,19 @@ class RunFolder:
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder for `recipe`: another run's is refused, an unfinished one of the same recipe is taken up."""
-        if self.occupied and (not self.recipe.is_file() or self.training.exists() or self.load_recipe() != recipe):
+        if self.occupied and (self.training.exists() or not self._of(recipe)):
             raise self.refusal("only an unfinished run of this recipe resumes")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def require_same(self, recipe: Recipe, parts: Mapping[str, str]) -> None:
         """InputError unless the finished run is of `recipe`, and its method was made of the same `parts` then."""
         made = read_json(self.training).get("parts", parts)
-        if not self.recipe.is_file() or self.load_recipe() != recipe or made != parts:
+        if made != parts or not self._of(recipe):
             raise self.refusal("only the same recipe, of a method that has not changed since, goes on")
+
+    def _of(self, recipe: Recipe) -> bool:
+        """Whether the run is that of `recipe`."""
+        return self.recipe.is_file() and self.load_recipe() == recipe
 
     @property
     def occupied(self) -> bool:

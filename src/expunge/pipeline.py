@@ -93,7 +93,8 @@ def run_all(
     for recipe in recipes:
         folder = RunFolder(Path(recipe.output))
         told = Named(progress or Silent(), folder.path.name)
-        if not require_same(recipe):
+        require_same(recipe)
+        if not folder.training.is_file():
             unlearn(recipe, told)
         if not join_processes()[0].main:
             continue
@@ -102,12 +103,11 @@ def run_all(
     return records
 
 
-def require_same(recipe: Recipe) -> bool:
-    """Whether the recipe's run is unlearnt already; InputError where its folder holds that of another recipe."""
+def require_same(recipe: Recipe) -> None:
+    """InputError where the recipe's folder holds the finished run of another recipe or of a method that has changed."""
     folder = RunFolder(Path(recipe.output))
     if folder.training.is_file():
         folder.require_same(recipe, _parts(_method(recipe)))
-    return folder.training.is_file()
 
 
 def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:

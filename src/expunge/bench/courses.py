@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from expunge.bench.grid import Grid
+from expunge.bench.grid import Grid, kept
 from expunge.bench.rows import DIGITS, interval, mean, share_interval, with_interval
 from expunge.bench.standings import (
     alike,
@@ -84,16 +84,7 @@ def run_courses(grid: Grid, records: Path, progress: Progress | None = None) -> 
             course = run_course(cell.recipe, Named(progress or Silent(), Path(cell.recipe.output).name))
             target.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_text(target, course.dumps())
-    return stored_courses(grid, records)
-
-
-def stored_courses(grid: Grid, records: Path) -> Courses:
-    """Those of the records that are there already, in the order of the grid; names without any are left out."""
-    found: dict[str, list[Course]] = {cell.name: [] for cell in grid.cells()}
-    for cell in grid.cells():
-        if (file := records / cell.file).is_file():
-            found[cell.name].append(Course.load(file))
-    return {name: own for name, own in found.items() if own}
+    return kept(grid, records, Course.load)
 
 
 def first_course(courses: Courses) -> Course:

@@ -8,11 +8,11 @@ seeds: [0, 1, 2]
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from expunge import pipeline
 from expunge.errors import InputError
@@ -22,6 +22,8 @@ from expunge.progress import Progress
 from expunge.recipe import Recipe
 from expunge.report.record import Record
 from expunge.settings import merge
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,20 @@ def run_grid(grid: Grid, records: Path, progress: Progress | None = None) -> dic
 
 
 def stored(grid: Grid, records: Path) -> dict[str, list[Record]]:
-    """Those of the records that are there already; names without any are left out."""
-    found: dict[str, list[Record]] = {name: [] for name in grid.methods}
+    """`kept` of runs."""
+    return kept(grid, records, Record.load)
+
+
+def kept(grid: Grid, records: Path, load: Callable[[Path], Kept]) -> dict[str, list[Kept]]:
+    """Those of the records that are there already, in the order of the grid; names without any are left out.
+
+    Args:
+        load: reads one, as `Record.load` or `Course.load` does.
+    """
+    found: dict[str, list[Kept]] = {name: [] for name in grid.methods}
     for cell in grid.cells():
         if (file := records / cell.file).is_file():
-            found[cell.name].append(Record.load(file))
+            found[cell.name].append(load(file))
     return {name: own for name, own in found.items() if own}
 
 

@@ -23,7 +23,7 @@ rows begin with length 1: a learning rate of 1e-2 is usual, not 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,8 +118,9 @@ class Projection(Parametrization):
         modules = {block: self._module(arch, block) for block in blocks}
         moments = partial(output_moments, arch, modules, width(arch.linears[0]["down"]))
         states = self._states(moments, fixed, material)
-        spared = self._spared(moments, model, fixed, states, material)
-        new = self._initial_rows(modules, fixed, spared, seed, states)
+        taken = self._taken(*states) if states else list(modules)
+        spared = self._spared(taken, moments, model, fixed, states, material)
+        new = self._initial_rows(taken, fixed, spared, seed, states)
         if not new:
             raise InputError("The forget states have no direction of their own.", f"init={self.init}", "Lower energy.")
         earlier = {block: rows for block, rows in fixed.items() if len(rows)}
@@ -186,36 +187,36 @@ class Projection(Parametrization):
 
     def _spared(
         self,
+        taken: Sequence[int],
         moments: Callable[..., Statistics],
         model: PreTrainedModel,
         fixed: Rows,
         states: tuple[Statistics, Statistics] | None,
         material: Material | None,
     ) -> Rows:
-        """S of every block, without rows where nothing is spared."""
-        spared = {block: rows[:0] for block, rows in fixed.items()}
+        """S of the blocks that are taken, without rows where nothing is spared."""
+        spared = {block: fixed[block][:0] for block in taken}
         if states is None or material is None:
             return spared
         if self.keep_sinks:
             vocabulary = len(model.get_input_embeddings().get_parameter("weight"))
             lone = moments("first", frozenset(), fixed, [lone_tokens(vocabulary)])
-            spared |= {b: massive_directions(lone[b], ordinary).to(fixed[b]) for b, ordinary in states[0].items()}
+            spared = {block: massive_directions(lone[block], states[0][block]).to(fixed[block]) for block in taken}
         if self.spare_text:
             text = moments("content", material.special_ids, fixed, material.batches(material.everyday()), unit=True)
-            wide = {block: leading(own.second, self.spare_text) for block, own in text.items()}
-            spared |= {block: joined(rows, spared[block]).to(fixed[block]) for block, rows in wide.items()}
+            wide = {block: leading(text[block].second, self.spare_text) for block in taken}
+            spared = {block: joined(rows, spared[block]).to(fixed[block]) for block, rows in wide.items()}
         return spared
 
     def _initial_rows(
         self,
-        blocks: Iterable[int],
+        taken: Sequence[int],
         fixed: Rows,
         spared: Rows,
         seed: int,
         states: tuple[Statistics, Statistics] | None,
     ) -> Rows:
         """W_new of the blocks that are taken: orthonormal rows, orthogonal to the fixed and the spared ones."""
-        taken: Iterable[int] = self._taken(*states) if states else blocks
         if self.init == "random" or states is None:
             found = {b: apart(random_rows(self.rank, fixed[b], seed + b), spared[b]) for b in taken}
         else:

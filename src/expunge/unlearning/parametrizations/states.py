@@ -36,9 +36,9 @@ def pooled(batch: Batch, pool: Pool | Literal["first"], special_ids: frozenset[i
     of huge norm that says nothing; unless it is asked for, alone.
     """
     if pool == "first":
-        return torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device) == torch.zeros_like(
-            batch.input_ids
-        )
+        chosen = torch.zeros_like(batch.answer_mask)
+        chosen[:, 0] = True
+        return chosen
     if pool == "answer":
         chosen = batch.answer_mask.roll(-1, 1)  # no answer begins at 0, so nothing comes round to the last position
     else:
