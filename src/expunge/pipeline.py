@@ -107,7 +107,7 @@ def require_same(recipe: Recipe) -> None:
     """InputError where the recipe's folder holds the finished run of another recipe or of a method that has changed."""
     folder = RunFolder(Path(recipe.output))
     if folder.training.is_file():
-        folder.require_same(recipe, _parts(_method(recipe)))
+        folder.require_same(recipe, _method(recipe).parts)
 
 
 def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
@@ -153,7 +153,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         # The loop's own clock holds the earlier parts of a resumed run; ours does not.
         "stage_seconds": prepared - start + result.seconds + time.perf_counter() - learnt,
         "arguments": asdict(arguments),
-        "parts": _parts(method),
+        "parts": method.parts,
         "history": [step.to_json() for step in result.history],
         "hashes": folder_hashes(folder.model),
     }
@@ -351,22 +351,13 @@ def _how(plan: Plan, training: dict[str, Any]) -> RecipePart:
         elsewhere = "not known: the model was made elsewhere"
         return RecipePart(method=called(plan.model), objective=elsewhere, parametrization="")
     assert isinstance(plan, Recipe)
-    parts = training.get("parts") or _parts(_method(plan))
+    parts = training.get("parts") or _method(plan).parts
     return RecipePart(
         method=plan.method,
         **parts,
         benchmark=plan.data.benchmark or "",
         arguments=json.loads(json.dumps({**training["arguments"], **plan.settings})),
     )
-
-
-def _parts(method: Method) -> dict[str, str]:
-    """What a method is made of, with every setting."""
-    return {
-        "objective": repr(method.objective),
-        "transform": ", ".join(map(repr, method.transforms)),
-        "parametrization": repr(method.parametrization),
-    }
 
 
 def _method(recipe: Recipe) -> Method:

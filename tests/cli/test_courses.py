@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from expunge.bench.standings import recovery, twin_recovery
 from expunge.cli import app
 from expunge.continual.record import Course, Moment, Relearnt, SetScore, Twinned
 from expunge.errors import InputError
+from expunge.unlearning.methods import METHODS
+from expunge.unlearning.objectives.graddiff import GradDiff
 
 RECIPE = """
 methods:
@@ -95,6 +98,14 @@ def test_a_course_from_recipe_to_table(
     Path("runs/records/graddiff-1.json").unlink()
     assert run("--set", "unlearn.max_steps=7") == 1
     assert "holds another course" in capsys.readouterr().err
+
+    # Nor is it taken for one of the same recipe once the method has changed; the record tells what it was made of.
+    told = Course.load(Path("runs/graddiff-1/course.json"))
+    assert "GradDiff(" in told.parts["objective"]
+    assert told.arguments["max_steps"] == 6
+    monkeypatch.setitem(METHODS, "graddiff", replace(METHODS["graddiff"], objective=GradDiff(retain_weight=2.0)))
+    assert run() == 1
+    assert "The method has changed" in capsys.readouterr().err
 
 
 def test_a_course_that_was_cut_ends_in_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from expunge.bench.standings import (
     unit,
     worst_earlier,
 )
-from expunge.continual.course import run_course
+from expunge.continual.course import require_same, run_course
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt, SetScore
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
@@ -79,6 +79,7 @@ class CourseRow:
 def run_courses(grid: Grid, records: Path, progress: Progress | None = None) -> Courses:
     """The records of all courses, in the order of the seeds; those already in the folder `records` are kept."""
     for cell in grid.cells():
+        require_same(cell.recipe)
         target = records / cell.file
         if not target.is_file():
             course = run_course(cell.recipe, Named(progress or Silent(), Path(cell.recipe.output).name))

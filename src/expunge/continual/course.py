@@ -7,13 +7,15 @@ on after its last finished request; within a request, from the newest checkpoint
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -29,6 +31,7 @@ from expunge.data.example import Example
 from expunge.data.sources import passages
 from expunge.data.twins import stream_twins
 from expunge.errors import InputError
+from expunge.folder import read_json, write_json
 from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
 from expunge.models.checkpoint import atomic_write_text, save_pretrained_atomic
@@ -73,6 +76,11 @@ class Place:
         return self.folder / "recipe.yaml"
 
     @property
+    def made(self) -> Path:
+        """What the recipe makes of the method and of the loop."""
+        return self.folder / "method.json"
+
+    @property
     def record(self) -> Path:
         """The record."""
         return self.folder / "course.json"
@@ -100,7 +108,7 @@ def run_course(recipe: Recipe, progress: Progress | None = None) -> Course:
     """
     place, told = Place(Path(recipe.output)), progress or Silent()
     _attacks(recipe)
-    _require_own(place, recipe)
+    require_same(recipe)
     if place.record.is_file():
         return Course.load(place.record)
     with matmul_precision(recipe.matmul_precision, recipe.device):
@@ -115,6 +123,8 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
     stream = begin.stream
     place.folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(place.recipe, recipe.to_yaml())
+    made = _made(recipe)
+    write_json(place.made, made)
     if not place.moment(0).is_file():
         _write(place.moment(0), _moment(_load(begin.model, recipe), begin, recipe, ""))
     for number, name in enumerate(stream.ids, start=1):
@@ -127,6 +137,7 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
         stream=str(recipe.data.benchmark),
         method=recipe.method,
         recipe=recipe.model_dump(mode="json", exclude={"output": True, "data": {"folder"}}),
+        **made,
         seed=recipe.seed,
         model=Path(begin.model).name,
         gold=tuple(_moment(_load(path, recipe), begin, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),
@@ -166,10 +177,20 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
     return Begin(whole, stream, tuple(gold))
 
 
-def _require_own(place: Place, recipe: Recipe) -> None:
-    """InputError where the folder is another course's."""
+def require_same(recipe: Recipe) -> None:
+    """InputError where the recipe's folder holds another course, or one of a method that has changed since."""
+    place = Place(Path(recipe.output))
     if place.recipe.is_file() and place.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
         raise InputError("This folder holds another course.", str(place.folder), "Give another --output.")
+    if place.made.is_file() and read_json(place.made) != _made(recipe):
+        raise InputError("The method has changed since this course began.", str(place.folder), "Give another --output.")
+
+
+def _made(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe makes of the method and of the loop, as the record tells it."""
+    method, arguments = check(recipe)
+    made: dict[str, Any] = json.loads(json.dumps({"parts": method.parts, "arguments": asdict(arguments)}))
+    return made
 
 
 def _carry_out(number: int, name: str, begin: Begin, recipe: Recipe, place: Place, progress: Progress) -> None:

@@ -134,6 +134,7 @@ class Course(_Part):
         stream: name of the benchmark.
         method: name in the catalogue.
         recipe: all that was asked for, without this machine's paths.
+        parts, arguments: what that made of the method and of the loop; empty in records from before they were told.
         model: what the stream began with.
         gold: for every prefix of the stream, a model that never knew what it forgets; empty where there is none.
         start, after: before the first request, and after each.
@@ -146,6 +147,8 @@ class Course(_Part):
     stream: str
     method: str
     recipe: dict[str, Any]
+    parts: dict[str, str] = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict)
     seed: int
     model: str
     gold: tuple[Moment, ...] = ()

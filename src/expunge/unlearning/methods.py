@@ -63,6 +63,15 @@ class Method:
     loop: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     summary: str = field(default="", compare=False, repr=False)
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """The three choices with every setting, as a record tells them."""
+        return {
+            "objective": repr(self.objective),
+            "transform": ", ".join(map(repr, self.transforms)),
+            "parametrization": repr(self.parametrization),
+        }
+
 
 _KEPT_DOWN = AttributionPenalty(
     strength=4.0, anchor="original", penalty="hinge", scale="relative", level="neuron", of="log_odds"
