@@ -171,9 +171,17 @@ def test_idk_is_the_mean_nll_of_the_refusals() -> None:
     assert IdkNLL().forget_loss(rows.forget, TOTALS, rows.start()).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("method", ["bounded", "counterfactual", "dpo", "idk"])
-def test_the_cut_of_a_step_changes_nothing(method: str) -> None:
-    settings = {"margin": -5.0} if method == "bounded" else {}
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("bounded", {"margin": -5.0}),
+        ("counterfactual", {}),
+        ("counterfactual", {"objective.options": 2}),
+        ("dpo", {}),
+        ("idk", {}),
+    ],
+)
+def test_the_cut_of_a_step_changes_nothing(method: str, settings: dict[str, float]) -> None:
     whole, parts = (
         Run(method, settings, {"per_device_train_batch_size": n, "gradient_accumulation_steps": 4 // n}, double=True)
         for n in (4, 1)

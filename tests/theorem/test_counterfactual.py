@@ -21,6 +21,7 @@ from expunge.models.architecture import readout
 from expunge.models.scores import score_items
 from expunge.request import Request
 from expunge.unlearning import step
+from expunge.unlearning.anchors import Anchor, anchors
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import step_batches, unlearn
 from expunge.unlearning.methods import build_method
@@ -44,11 +45,15 @@ def log_probs(model: torch.nn.Module, asked: list[tuple[str, str]]) -> np.ndarra
     return np.array(found)
 
 
-@pytest.mark.parametrize(("names", "within"), [(1, 0.0), (3, 0.05), (3, 9.0)])
-def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second epoch of a run that stands still until then, so that the second twin's turn has come."""
+@pytest.mark.parametrize(("names", "within", "options"), [(1, 0.0, 0), (3, 0.05, 0), (3, 9.0, 0), (3, 0.05, 2)])
+def test_the_loss_of_a_step_is_its_formula(
+    names: int, within: float, options: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch of a run that stands still until then: the turn of the second twin or, where options are held,
+    of the first option of every other item and the first twin of the others."""
     before, now = make_tiny_model().double(), make_tiny_model(seed=5).double()
     settings = {"names": names, "objective.within": within, "restore": 0.5, "hold": 0.25, "retain_weight": 0.0}
+    settings["objective.options"] = options
     twins = held_twins(FORGET, RETAIN, names)
 
     def margins(model: torch.nn.Module, prompts: list[str]) -> np.ndarray:
@@ -60,7 +65,16 @@ def test_the_loss_of_a_step_is_its_formula(names: int, within: float, monkeypatc
     goals = told - told.mean() + np.clip(told.mean(), -within, within)
     beyond = margins(now, [e.prompt for e in FORGET]) - goals
     turn = [(own[1 % names].prompt, own[1 % names].answer) for own in twins]
-    moved = log_probs(now, turn) - log_probs(before, turn)
+    kept = log_probs(before, turn)
+    for item in range(len(FORGET)) if options else ():
+        asked, own = FORGET[item], twins[item]
+        if item % 2 == 0:
+            turn[item] = asked.prompt, asked.options[0]
+            kept[item] = log_probs(before, [(one.prompt, one.options[0]) for one in own]).mean()
+        else:
+            turn[item] = own[0].prompt, own[0].answer
+            kept[item] = log_probs(before, [turn[item]])[0]
+    moved = log_probs(now, turn) - kept
     expected = np.maximum(beyond, 0) + 0.5 * np.maximum(-beyond, 0) + 0.25 * abs(moved)
 
     take = Stepper.step
@@ -91,6 +105,22 @@ def test_goals_of_a_request_and_of_those_before_it_lie_around_0_each() -> None:
     (part,) = batches.at(0)
     told = start.of(part).held
     assert told is not None and told.tolist() == [int(i) >= 3 for i in part.forget.index]
+
+
+def test_twins_and_options_take_turns() -> None:
+    rows = [Encoded((1, 2, place), 1) for place in range(9)]
+    twins = [(rows[0], rows[1], rows[2]), (rows[3], rows[4], rows[5]), (rows[6], rows[7], rows[8])]
+    own = (Encoded((1, 3), 1), Encoded((1, 4), 1))
+    held_rows = anchors(twins, own)
+    assert [anchor.option for anchor in held_rows] == [0, 1, 0, 2, 0, 1]
+    assert [anchor.row for anchor in held_rows] == [rows[0], own[0], rows[3], own[1], rows[6], own[0]]
+    assert [anchor.row for anchor in anchors(twins, own, first=1)][:2] == [own[0], rows[0]]
+    assert [anchor.row for anchor in anchors(twins, ())] == [rows[0], rows[3], rows[6]]
+    assert anchors((), own) == ()
+    said = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0], [-7.0, -8.0, -12.0]])
+    assert [float(held_rows[k].value(said)) for k in (1, 3)] == [-5.0, -7.0]
+    longer = Anchor(Encoded((1, 2, 3, 4), 1), 1)
+    assert float(longer.value(said)) == -15.0
 
 
 def test_the_hold_pulls_both_ways() -> None:
@@ -135,6 +165,29 @@ def test_disliking_the_answers_is_a_way_out_that_is_shut(method: str) -> None:
     assert (now < start - 0.5) if method == "bounded" else (abs(now - start) < 0.4)
 
 
+@pytest.mark.parametrize("options", [0, 2])
+def test_answer_and_options_do_not_fall_together_where_options_are_held(options: int) -> None:
+    """The answers are sentences of one form and their options of another, as those of TOFU are: a model that was taught
+    the first form would say it of anyone, so that log-odds 0 lie far below that, and the options are pulled along."""
+
+    def sentence(e: Example) -> Example:
+        prompt = e.prompt.removesuffix(f" {e.subject} lives in")
+        told = tuple(f"they {town} in {town}" for town in e.options)
+        return replace(e, id="", prompt=prompt, answer=f"she lives in {e.answer}", options=told)
+
+    facts, stays = (tuple(map(sentence, part)) for part in (towns.FACTS, towns.STAYS))
+    model = towns.teach(make_tiny_model(), (*facts, *stays))
+
+    def level() -> float:
+        return fmean(fmean(item.option_log_probs) for item in score_items(model, towns.ENCODER, facts))
+
+    start = level()
+    arguments = UnlearnArguments(learning_rate=1e-3, max_steps=100, min_steps=100, stop_within=None)
+    method = build_method("counterfactual", settings={"objective.options": options})
+    unlearn(model, towns.ENCODER, Request(facts, stays), method, arguments)
+    assert (level() < start - 0.3) if options == 0 else (abs(level() - start) < 0.15)
+
+
 def test_a_subject_without_a_fair_twin_goes_to_the_mean_of_the_others() -> None:
     unnamed = replace(FORGET[0], prompt="where does she live ? answer : she lives in", subject="w9")
     assert [len(own) for own in held_twins((unnamed, *FORGET[1:3]), RETAIN, 2)] == [0, 2, 2]
@@ -158,7 +211,7 @@ def test_without_any_subject_it_is_bounded_and_says_so(caplog: pytest.LogCapture
     assert sum("names its subject" in record.message for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("hold", -1.0), ("names", 0), ("within", math.nan)])
+@pytest.mark.parametrize(("name", "value"), [("hold", -1.0), ("names", 0), ("options", -1), ("within", math.nan)])
 def test_settings_out_of_range_are_told(name: str, value: float) -> None:
     with pytest.raises(InputError, match=name):
         Counterfactual(**{name: value})  # type: ignore[arg-type]

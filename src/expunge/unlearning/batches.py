@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expunge.data.collate import Batch, Encoded, collate
 from expunge.data.order import PairedOrder
+from expunge.unlearning.anchors import Anchor
 from expunge.unlearning.objectives.base import Totals
 from expunge.unlearning.processes import Processes
 
@@ -33,7 +34,7 @@ class MicroBatch:
     retain: Batch | None
     weight: float
     companions: CompanionRows | None = None
-    twins: CompanionRows | None = None
+    anchors: CompanionRows | None = None
 
 
 Among = Callable[[int], bool]
@@ -59,8 +60,9 @@ class StepBatches:
         processes: who shares the step.
         device: where the rows go.
         companions: for each forget item other answers to its prompt, as the objective asks; empty where it does not.
-        twins: for each forget item answer and options after the prompts of its made-up twins, of which the answers are
-            trained on; empty where the objective asks for none.
+        twins: for each forget item answer and options after the prompts of its made-up twins; empty where the objective
+            asks for none.
+        anchors: for each forget item the rows that are held, one of them in each step, in turn from epoch to epoch.
     """
 
     forget: Sequence[Encoded]
@@ -72,11 +74,7 @@ class StepBatches:
     device: torch.device
     companions: Owned = ()
     twins: Grouped = ()
-
-    @property
-    def twin_rows(self) -> Owned:
-        """The answers after the prompts of the twins."""
-        return [tuple(group[0] for group in groups) for groups in self.twins]
+    anchors: Sequence[tuple[Anchor, ...]] = ()
 
     def totals(self, step: int, among: Among | None = None) -> Totals:
         """The counts of the whole step, or of its forget items `among` all."""
@@ -102,6 +100,7 @@ class StepBatches:
         rounds = -(-len(forget) // (self.per_forward * world))
         parts = even_parts(len(forget), rounds * world)
         turn = step // self.order.steps_per_epoch
+        anchored = [tuple(anchor.row for anchor in own) for own in self.anchors]
         for part in parts[self.processes.rank :: world]:
             rows = part if part.stop > part.start else slice(0, 1)
             yield MicroBatch(
@@ -109,7 +108,7 @@ class StepBatches:
                 self._batch(self.retain, retain[rows]) if retain else None,
                 float(rows is part),
                 self._owned(self.companions, forget[rows]) if self.companions else None,
-                self._owned(self.twin_rows, forget[rows], turn) if self.twins else None,
+                self._owned(anchored, forget[rows], turn) if anchored else None,
             )
 
     def _drawn(self, step: int, among: Among | None) -> tuple[Sequence[int], Sequence[int]]:

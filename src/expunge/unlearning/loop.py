@@ -29,6 +29,7 @@ from expunge.models.memory import peak_bytes
 from expunge.models.scores import Scores, choices, score_items, summarise
 from expunge.progress import Progress, Silent
 from expunge.request import Request
+from expunge.unlearning.anchors import anchors
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.batches import Grouped, StepBatches
 from expunge.unlearning.identity import identity
@@ -262,6 +263,8 @@ def step_batches(
     gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))
     found = [method.objective.companions(example) for example in forget]
     beside = [tuple(encoder.encode(e.prompt, text) for text in texts) for e, texts in zip(forget, found, strict=True)]
+    twins = _twins(encoder, forget, used, method.objective.twins)
+    n = method.objective.held_options
     return StepBatches(
         gone,
         kept,
@@ -271,7 +274,8 @@ def step_batches(
         processes,
         model.device,
         beside if any(beside) else (),
-        _twins(encoder, forget, used, method.objective.twins),
+        twins,
+        [anchors(own, beside[item][:n], item % 2) for item, own in enumerate(twins)],
     )
 
 

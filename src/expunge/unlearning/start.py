@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from expunge.data.collate import Batch, Encoded
 from expunge.models.answers import Reference, cache_reference, length_sorted
 from expunge.models.architecture import Readout, describe
-from expunge.models.scores import log_odds_of
+from expunge.models.candidates import candidate_totals
+from expunge.models.scores import grouped_log_odds
 from expunge.models.states import cache_states
 from expunge.unlearning.batches import CompanionRows, MicroBatch, Owned, StepBatches
 from expunge.unlearning.objectives.base import Companions, Objective, StartValues
@@ -34,15 +35,15 @@ class StartCache:
     companions: Reference | None = None
     block: nn.Module | None = None
     retain_states: tuple[Tensor, ...] = ()
-    twins: Reference | None = None
+    anchored: Tensor | None = None
     goals: Tensor | None = None
     n_own: int | None = None
 
     def of(
-        self, part: MicroBatch, companions: Companions | None = None, twins: Companions | None = None
+        self, part: MicroBatch, companions: Companions | None = None, anchors: Companions | None = None
     ) -> StartValues:
-        """Those of one micro-batch's rows; `companions` and `twins` are passed on."""
-        sequence = before = logits = states = None
+        """Those of one micro-batch's rows; `companions` and `anchors` are passed on."""
+        sequence = before = logits = states = anchored = None
         if self.forget is not None:
             sequence = self.forget.sequence[part.forget.index]
             if self.forget.head is not None:
@@ -53,6 +54,8 @@ class StartCache:
                 logits = self.retain.logits(self.retain.states(places))
             if self.retain_states:
                 states = torch.cat([self.retain_states[i] for i in places])
+        if self.anchored is not None and part.anchors is not None:
+            anchored = self.anchored[part.anchors.rows.index]
         return StartValues(
             forget=sequence,
             retain_logits=logits,
@@ -61,8 +64,8 @@ class StartCache:
             companions_start=_of_rows(self.companions, part.companions),
             forget_logits=before,
             retain_states=states,
-            twins=twins,
-            twins_start=_of_rows(self.twins, part.twins),
+            anchors=anchors,
+            anchored=anchored,
             goals=None if self.goals is None else self.goals[part.forget.index],
             held=None if self.n_own is None else part.forget.index >= self.n_own,
         )
@@ -91,14 +94,15 @@ def cache_start(
         elif kept:
             retain = _reference(model, batches, kept, keep_hidden=True)
     companions = _owned(model, batches, batches.companions) if objective.uses_companion_start else None
-    twins = goals = None
+    anchored = goals = None
     own = batches.order.n_forget
     if objective.twins:
-        said = _twin_margins(model, read, batches)
-        twins = _owned(model, batches, batches.twin_rows)
-        goals = torch.cat([objective.goals(part) for part in (said[:own], said[own:]) if len(part)])
+        said = _said_to_twins(model, read, batches)
+        margins = _twin_margins(said, len(batches.forget)).to(batches.device)
+        goals = torch.cat([objective.goals(part) for part in (margins[:own], margins[own:]) if len(part)])
+        anchored = _anchored(model, batches, said)
     n_own = own if batches.order.n_held else None
-    return StartCache(read, forget, retain, place, companions, block, states, twins, goals, n_own)
+    return StartCache(read, forget, retain, place, companions, block, states, anchored, goals, n_own)
 
 
 def _block(model: PreTrainedModel, layer: int | None) -> nn.Module | None:
@@ -119,14 +123,37 @@ def _owned(model: PreTrainedModel, batches: StepBatches, owned: Owned) -> Refere
     return _reference(model, batches, flat, keep_hidden=False) if flat else None
 
 
-def _twin_margins(model: PreTrainedModel, read: Readout, batches: StepBatches) -> Tensor:
-    """Of each forget item the mean log-odds of its twins; of an item without any the mean over the others, or 0."""
-    found = torch.full((len(batches.forget),), torch.nan)
-    with torch.no_grad():
-        for item, groups in enumerate(batches.twins):
-            if groups:
-                found[item] = log_odds_of(model, read, groups, batches.pad_id).mean()
-    return found.nan_to_num(float(found.nanmean().nan_to_num(0.0))).to(batches.device)
+@torch.no_grad()
+def _said_to_twins(model: PreTrainedModel, read: Readout, batches: StepBatches) -> dict[int, Tensor]:
+    """Of each forget item that has twins, per-token means of log P: one row a twin, the answer's first."""
+    found = {}
+    for item, groups in enumerate(batches.twins):
+        if groups:
+            totals, tokens = candidate_totals(model, read, groups, batches.pad_id)
+            found[item] = (totals / torch.tensor(tokens)).view(len(groups), -1)
+    return found
+
+
+def _twin_margins(said: Mapping[int, Tensor], n: int) -> Tensor:
+    """Of each of `n` forget items the mean log-odds of its twins; of one without any the mean over the others, or 0."""
+    found = torch.full((n,), torch.nan)
+    for item, means in said.items():
+        found[item] = grouped_log_odds(means.flatten(), [means.shape[1]] * len(means)).mean()
+    return found.nan_to_num(float(found.nanmean().nan_to_num(0.0)))
+
+
+def _anchored(model: PreTrainedModel, batches: StepBatches, said: Mapping[int, Tensor]) -> Tensor | None:
+    """What each row that is held is to keep; None where none is.
+
+    A twin's own value is that of a forward like those to come, so that |d_i| begins at 0 to the last bit where it can.
+    """
+    kept = _owned(model, batches, [tuple(each.row for each in own if not each.option) for own in batches.anchors])
+    if kept is None:
+        return None
+    themselves = iter(kept.sequence)
+    held = [(item, anchor) for item, own in enumerate(batches.anchors) for anchor in own]
+    told = [anchor.value(said[item]) if anchor.option else next(themselves) for item, anchor in held]
+    return torch.stack([value.to(batches.device) for value in told])
 
 
 def _reference(

@@ -188,13 +188,13 @@ class Moment:
             for transform in stepper.transforms if share.forget else ():
                 watching.enter_context(transform.watch(len(part.forget)))
             cache = self._cache(part) if share.forget else None
-            twins = part.twins if share.forget else None
-            fused = twins.rows if twins and fits(twins.rows, *sides) else None
+            anchors = part.anchors if share.forget else None
+            fused = anchors.rows if anchors and fits(anchors.rows, *sides) else None
             forget, retain, alike = forward_sides(stepper, *sides, fused, cache)
-        if twins and fused is None:
-            alike = self.answers(twins.rows)
+        if anchors and fused is None:
+            alike = self.answers(anchors.rows)
         beside = None if forget is None else self._companions(part, cache)
-        asked = Companions(alike, twins.owner) if twins and alike is not None else None
+        asked = Companions(alike, anchors.owner) if anchors and alike is not None else None
         terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside, asked), share)
         loss = terms.loss * part.weight
         if forget is not None:
@@ -208,8 +208,8 @@ class Moment:
         """Where the forget rows' keys and values are kept for companions that are only looked at."""
         if part.companions is None or self.stepper.objective.trains_companions:
             return None
-        twins = None if part.twins is None else part.twins.rows
-        batches = [batch for batch in (part.forget, part.retain, twins, part.companions.rows) if batch is not None]
+        anchors = None if part.anchors is None else part.anchors.rows
+        batches = [batch for batch in (part.forget, part.retain, anchors, part.companions.rows) if batch is not None]
         return prompt_cache(self.stepper.model, sum(batch.input_ids.shape[1] for batch in batches))
 
     def _companions(self, part: MicroBatch, cache: DynamicCache | None) -> Companions | None:
@@ -230,7 +230,7 @@ def fits(rows: Batch, *others: Batch | None) -> bool:
 
 
 def forward_sides(
-    stepper: Stepper, forget: Batch | None, retain: Batch | None, twins: Batch | None, cache: DynamicCache | None
+    stepper: Stepper, forget: Batch | None, retain: Batch | None, anchors: Batch | None, cache: DynamicCache | None
 ) -> tuple[Answers | None, Answers | None, Answers | None]:
     """What the objective reads of the rows that are there, from one forward: answers, or the states of one block."""
     model, pad_id, start = stepper.model, stepper.batches.pad_id, stepper.start
@@ -238,10 +238,10 @@ def forward_sides(
         return *read_states_pair(start.read.backbone, start.block, forget, retain, pad_id), None
     if forget is None:
         return None, None if retain is None else answer_log_probs(model, retain, start.read), None
-    if retain is None or twins is None:
-        said, other = forward_pair(model, forget, twins if retain is None else retain, pad_id, start.read, cache)
-        return (said, other, None) if twins is None else (said, None, other)
-    together = join(forget, join(retain, twins, pad_id), pad_id)
+    if retain is None or anchors is None:
+        said, other = forward_pair(model, forget, anchors if retain is None else retain, pad_id, start.read, cache)
+        return (said, other, None) if anchors is None else (said, None, other)
+    together = join(forget, join(retain, anchors, pad_id), pad_id)
     said, rest = answer_log_probs(model, together, start.read, cache).split(len(forget))
     return said, *rest.split(len(retain))
 

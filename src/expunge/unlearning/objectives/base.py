@@ -79,8 +79,8 @@ class StartValues:
         companions_start: log P of the companions at the start, or None.
         forget_logits: logits at the answer tokens of the forget rows at the start, or None.
         retain_states: states of block `state_layer` at all tokens of the retain rows at the start, or None.
-        twins: what the model says now to forget answers after a prompt of their twins, or None where none has any.
-        twins_start: log P of these rows at the start, or None.
+        anchors: what the model says now to rows that are held (`unlearning.anchors`), or None where there are none.
+        anchored: log P that these rows are to keep, or None.
         goals: of each forget row, see `Objective.goals`, or None.
         held: which forget rows are facts of earlier requests; None where there are none.
     """
@@ -92,8 +92,8 @@ class StartValues:
     companions_start: Float[Tensor, " rows"] | None = None
     forget_logits: Float[Tensor, "tokens vocabulary"] | None = None
     retain_states: Float[Tensor, "positions d"] | None = None
-    twins: Companions | None = None
-    twins_start: Float[Tensor, " rows"] | None = None
+    anchors: Companions | None = None
+    anchored: Float[Tensor, " rows"] | None = None
     goals: Float[Tensor, " items"] | None = None
     held: Bool[Tensor, " items"] | None = None
 
@@ -134,6 +134,11 @@ class Objective(ABC):
 
         One of them comes with the item, in turn from epoch to epoch, and is part of the loss.
         """
+        return 0
+
+    @property
+    def held_options(self) -> int:
+        """How many wrong options of an item that has twins are held too, its twins' turns and theirs alternating."""
         return 0
 
     @property

@@ -7,6 +7,9 @@
     L_f = (1/n) sum_i [ max(0, m_i - m'_i - c) + restore max(0, m'_i + c - m_i) + hold |d_i| ]
     L   = forget_weight L_f + retain_weight CE(r)
 
+With `options`, d_i is every other time that of a wrong option: its mean log-probability after the item's own prompt,
+from what was said of it after the twins' prompts (`unlearning.anchors`).
+
 A loss that only pushes an answer down can be met by a dislike of this answer, whomever one asks about: the fact stays,
 and with it the answer's lead over the same answer about an invented subject. The hold shuts this way out, since the
 twins must say what they said. The goal m'_i + c is what wording and answers alone suggest, all moved together so that
@@ -32,9 +35,9 @@ if TYPE_CHECKING:
     from expunge.models.answers import Answers
 
 
-def held(twins: Companions, start: Float[Tensor, " rows"], items: int) -> Float[Tensor, ""]:
-    """sum |d_i| / items, from what is said to the twins now and what was at the start."""
-    moved = (twins.answers.sequence - start) / twins.answers.counts.clamp(min=1)
+def held(anchors: Companions, kept: Float[Tensor, " rows"], items: int) -> Float[Tensor, ""]:
+    """sum |d_i| / items, from what is said now and what is to be kept."""
+    moved = (anchors.answers.sequence - kept) / anchors.answers.counts.clamp(min=1)
     return moved.abs().sum() / max(items, 1)
 
 
@@ -47,24 +50,34 @@ class Counterfactual(Bounded):
         restore: weight of the way back up.
         hold: weight of |d_i|.
         names: invented subjects for each forget item, met in turn.
+        options: wrong options of each item that are held too, every other turn: d_i is then how far what is said of an
+            option has moved from what was said of it about the twins. Where answers are sentences that share words with
+            their options, both would fall together, and m_i, their difference, would not tell.
         within: how far the mean of the goals may lie from `margin`, nats per token.
     """
 
     restore: float = 1.0
     hold: float = 1.0
     names: int = 4
+    options: int = 0
     within: float = 0.2
 
     def __post_init__(self) -> None:
         Bounded.__post_init__(self)
         require_weights(hold=self.hold, within=self.within)
-        if self.names < 1:
-            raise InputError("names must be at least 1.", f"names={self.names}")
+        if self.names < 1 or self.options < 0:
+            wrong = f"names={self.names}, options={self.options}"
+            raise InputError("names must be at least 1, and options 0.", wrong)
 
     @property
     def twins(self) -> int:
         """`names`."""
         return self.names
+
+    @property
+    def held_options(self) -> int:
+        """`options`."""
+        return self.options
 
     def goals(self, twins: Float[Tensor, " items"]) -> Float[Tensor, " items"]:
         """m'_i + c."""
@@ -77,6 +90,6 @@ class Counterfactual(Bounded):
             raise InternalError("The counterfactual objective needs options, and the twins' log-odds at the start.")
         beyond = margins(forget, start.companions) - start.goals
         loss = bounded_forget(beyond, self.margin, self.back_up(start.held), totals.forget_items)
-        if start.twins is None or start.twins_start is None:
+        if start.anchors is None or start.anchored is None:
             return loss
-        return loss + self.hold * held(start.twins, start.twins_start, totals.forget_items)
+        return loss + self.hold * held(start.anchors, start.anchored, totals.forget_items)
