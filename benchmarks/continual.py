@@ -20,6 +20,7 @@ from expunge.bench.courses import (
     course_table,
     dump_course_rows,
     first_course,
+    paired_table,
     request_table,
     run_courses,
     twin_table,
@@ -36,7 +37,13 @@ RECORDS = RESULTS / "records" / "continual"
 FEW = 5
 """Requests that a table of one column each can hold."""
 
-PARTS = ("world_facts", "world_facts_ten", "people", "scienceqa")
+PARTS = {
+    "world_facts": ("graddiff",),
+    "world_facts_ten": ("graddiff", "durable"),
+    "people": ("graddiff",),
+    "scienceqa": ("graddiff",),
+}
+"""Each with what its other methods are compared with, seed by seed."""
 
 HEAD = """# Request after request
 
@@ -85,7 +92,7 @@ def grid(part: str, runs: Path) -> Grid:
 def write_page() -> None:
     """The page, its pictures and its rows, from the stored records."""
     lines, rows = [HEAD], list[CourseRow]()
-    for part in PARTS:
+    for part, compared in PARTS.items():
         courses = kept(grid(part, Path("runs")), RECORDS / part, Course.load)
         if courses:
             picture = RESULTS / f"continual-{part}.svg"
@@ -101,6 +108,8 @@ def write_page() -> None:
                 lines += [f"\n![What stays, request after request]({staying.name})"]
             if beside:
                 lines += [BESIDE, beside]
+            for table in filter(None, (paired_table(courses, to) for to in compared)):
+                lines += ["\nSeed by seed, a seed being the same split and model for all:\n", table]
             if len(first_course(courses).after) <= FEW:
                 lines += ["\nAccuracy, from the start to the end:\n", request_table(courses)]
             rows += course_rows(courses)

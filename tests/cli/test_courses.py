@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from expunge.audit.intervals import wilson
-from expunge.bench.courses import course_rows, course_table, twin_table
-from expunge.bench.rows import interval, share_interval
+from expunge.bench.courses import course_rows, course_table, paired_table, twin_table
+from expunge.bench.rows import interval, share_interval, with_interval
 from expunge.bench.standings import recovery, twin_recovery
 from expunge.cli import app
 from expunge.continual.record import Course, Moment, Relearnt, SetScore, Twinned
@@ -208,6 +209,35 @@ def test_the_table_tells_a_request_that_comes_back() -> None:
     assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)
     known = course.model_copy(update={"gold": (moment("g", a=1.0, b=4.0), moment("g", a=1.0, b=2.0))})
     assert recovery(known, back, ["a"]) == pytest.approx((2.0 - 1.0) / (4.0 - 1.0))
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have() -> None:
+    start = moment("", a=4.0, b=4.0, retain=4.0, held_out=4.0)
+
+    def ended(seed: int, held_out: float, attacked: float | None) -> Course:
+        last = moment("b", a=0.0, b=0.0, retain=4.0, held_out=4.0)
+        stays = {**last.sets, "held_out": score(1.0, held_out)}
+        after = moment("a", a=0.0, b=4.0, retain=4.0, held_out=4.0), last.model_copy(update={"sets": stays})
+        back = () if attacked is None else (
+            Relearnt(
+                setting="merged", request="a", learning_rate=1e-3, step=4, curve=(), seconds=1.0,
+                sets={"a": score(attacked), "b": score(attacked / 2)},
+            ),
+        )  # fmt: skip
+        return Course(stream="s", method="m", recipe={}, seed=seed, model="x", start=start, after=after, relearnt=back)
+
+    base = [ended(seed, 0.5, 4.0) for seed in (1, 2, 3)]
+    own = [ended(3, 0.8, 1.0), ended(1, 0.6, 2.0), ended(9, 0.0, 4.0), ended(2, 0.4, 4.0)]
+    unheard = [ended(1, 0.5, None), ended(2, 0.5, 1.0), ended(3, 0.5, 1.0)]
+    table = paired_table({"own": own, "base": base, "two": own[:3], "unheard": unheard}, "base")
+    held_out, same, others = ([0.3, 0.1, -0.1], [-0.75, -0.5, 0.0], [-0.375, -0.25, 0.0])
+    cells = [with_interval(fmean(each), *interval(each), "+") for each in (held_out, same, others)]
+    retain = with_interval(0.0, 0.0, 0.0, "+")
+    assert table.splitlines()[2:] == [
+        f"| own | 3 | {retain} | {' | '.join(cells)} |",
+        f"| unheard | 3 | {retain} | {retain} |  |  |",
+    ]
+    assert paired_table({"base": base, "two": own[:3]}, "base") == paired_table({"own": own}, "base") == ""
 
 
 def test_made_up_subjects_tell_an_answer_that_is_only_disliked() -> None:

@@ -34,6 +34,9 @@ from expunge.progress import Named, Progress, Silent
 Courses = Mapping[str, Sequence[Course]]
 """By the method's name in the table."""
 
+LEAST_SEEDS = 3
+"""That a difference between two methods stands on: two agree by luck too often."""
+
 
 @dataclass(frozen=True)
 class CourseRow:
@@ -144,6 +147,38 @@ def twin_table(courses: Courses) -> str:
         ]
         lines.append(f"| {' | '.join([method, str(len(own)), *cells])} |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def paired_table(courses: Courses, to: str) -> str:
+    """One line per method that shares `LEAST_SEEDS` with the method `to`: where its courses end, minus where those of
+    `to` do on the same seeds, means and 95 % intervals (Student's t). Empty without any such method."""
+    lines = [
+        f"| minus {to} | seeds | retain | held-out | relearnt, merged: same | others |",
+        "|" + "---|" * 6,
+    ]
+    base = {course.seed: course for course in courses.get(to, ())}
+    for method, each in courses.items():
+        own = [course for course in each if course.seed in base]
+        if method == to or len(own) < LEAST_SEEDS:
+            continue
+        pairs = [(course, base[course.seed]) for course in own]
+        measure = alike([course for pair in pairs for course in pair])
+        mine, its = (shares(side, "merged", measure) for side in zip(*pairs, strict=True))
+        cells = [
+            *(_spread([_ends(a, name) - _ends(b, name) for a, b in pairs], "+") for name in (RETAIN, HELD_OUT)),
+            *(_spread(_differences(a, b, len(pairs)), "+") for a, b in zip(mine, its, strict=True)),
+        ]
+        lines.append(f"| {' | '.join([method, str(len(own)), *cells])} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _differences(one: Sequence[float], other: Sequence[float], n: int) -> list[float]:
+    """Seed by seed; none unless all `n` courses of both were attacked so."""
+    return [a - b for a, b in zip(one, other, strict=True)] if len(one) == len(other) == n else []
+
+
+def _ends(course: Course, name: str) -> float:
+    return course.after[-1].sets[name].accuracy
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:
