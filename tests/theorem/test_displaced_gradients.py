@@ -13,12 +13,14 @@ from transformers import LlamaForCausalLM
 
 from expunge.data.collate import collate
 from expunge.data.order import PairedOrder
+from expunge.errors import InputError
 from expunge.models.answers import answer_log_probs
 from expunge.progress import Progress
 from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import Method
+from expunge.unlearning.objectives.ga import GradientAscent
 from expunge.unlearning.objectives.graddiff import GradDiff
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.projection import Projection
@@ -42,7 +44,10 @@ Weights = dict[str, Tensor]
 RATE = 1e-3
 
 
-def first_step(transform: GradientTransform, monkeypatch: pytest.MonkeyPatch, **arguments: int) -> Weights:
+Transforms = GradientTransform | tuple[GradientTransform, ...]
+
+
+def first_step(transform: Transforms, monkeypatch: pytest.MonkeyPatch, **arguments: int) -> Weights:
     """The gradient of the first step, before clipping, on a tiny model in float64."""
     found: Weights = {}
 
@@ -58,13 +63,14 @@ def first_step(transform: GradientTransform, monkeypatch: pytest.MonkeyPatch, **
 
 def run(
     model: LlamaForCausalLM,
-    transform: GradientTransform,
+    transform: Transforms,
     output: Path | None = None,
     progress: Progress | None = None,
     **arguments: object,
 ) -> UnlearnResult:
     """Six facts forgotten by GradDiff with `transform`."""
-    method, merged = Method(GradDiff(), (transform,)), {**SMOOTH, **arguments}
+    transforms = transform if isinstance(transform, tuple) else (transform,)
+    method, merged = Method(GradDiff(), transforms), {**SMOOTH, **arguments}
     chosen = UnlearnArguments(**merged)  # type: ignore[arg-type]
     return unlearn(model, make_encoder(), make_request(6), method, chosen, output=output, progress=progress)
 
@@ -134,6 +140,49 @@ def test_relearning_is_its_formula(share: float, steps: int, monkeypatch: pytest
     expected = {name: held[name] - 0.75 * here[name] - 0.25 * there[name] for name in ours}
     assert largest_difference(ours, expected) < 1e-6
     assert largest_difference(ours, {name: held[name] - here[name] for name in ours}) > 1e-5
+
+
+@pytest.mark.parametrize("sam_first", [True, False])
+def test_sam_and_simulated_relearning_make_up_one_formula(sam_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAM of the loss that relearning mixes, or relearning's mixture of two gradients of SAM; the retain side once."""
+    (forget, retain), _ = order()
+    mix, rho = 0.25, 0.05
+    start, attacked = make_tiny_model().double(), make_tiny_model().double()
+    adam = torch.optim.Adam(attacked.parameters(), lr=RATE)
+    nll(PairedOrder(6, len(EXAMPLES) - 6, 3, 0).at(1)[1], 6)(attacked).backward()  # type: ignore[no-untyped-call]
+    adam.step()
+    delta = {name: p - weights(start)[name] for name, p in weights(attacked).items()}
+
+    def loss_at(by: Weights) -> Weights:
+        found = gradient_of(nll(forget, 0), moved(make_tiny_model().double(), by))
+        return {name: -x for name, x in found.items()}
+
+    def climb(g: Weights, by: Weights) -> Weights:
+        norm = torch.sqrt(sum((x.square().sum() for x in g.values()), torch.zeros(())))
+        return {name: by[name] + rho * x / norm for name, x in g.items()}
+
+    def mixed(one: Weights, other: Weights) -> Weights:
+        return {name: mix * one[name] + (1 - mix) * other[name] for name in one}
+
+    nowhere = {name: torch.zeros_like(x) for name, x in delta.items()}
+    if sam_first:
+        e = climb(mixed(loss_at(delta), loss_at(nowhere)), nowhere)
+        up = mixed(loss_at({name: e[name] + delta[name] for name in e}), loss_at(e))
+    else:
+        up = mixed(*(loss_at(climb(loss_at(by), by)) for by in (delta, nowhere)))
+    held = gradient_of(nll(retain, 6), start)
+    sam, relearning = SAM(rho), SimulatedRelearning(mix=mix, learning_rate=RATE, period=1)
+    ours = first_step((sam, relearning) if sam_first else (relearning, sam), monkeypatch, **TWO)
+    assert largest_difference(ours, {name: up[name] + held[name] for name in ours}) < 1e-6
+
+
+def test_an_attacker_without_anything_to_relearn_is_refused() -> None:
+    method = Method(GradientAscent(), (SimulatedRelearning(retain_share=0.0),))
+    model, whole = make_tiny_model(), {**SMOOTH, "max_steps": 2, "per_device_train_batch_size": 6}
+    before = weights(model)
+    with pytest.raises(InputError, match="nothing to relearn"):
+        unlearn(model, make_encoder(), make_request(6), method, UnlearnArguments(**whole))
+    assert_same(before, weights(model))
 
 
 def test_an_attacker_of_all_weights_is_met_by_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,6 +350,13 @@ def test_random_rows_are_orthonormal_outside_the_fixed_ones_and_the_seed_s() -> 
     assert not torch.equal(rows, random_rows(4, fixed, 2))
 
 
+def test_random_rows_of_the_next_request_are_drawn_anew_with_an_equal_seed() -> None:
+    # Outside the span of an equal draw nothing is left but rounding, and a nudge would turn that anywhere.
+    first = random_rows(3, torch.zeros(0, D).double(), 7)
+    nudged = first + 1e-9 * random_rows(3, first, 8)
+    torch.testing.assert_close(random_rows(3, first, 7), random_rows(3, nudged, 7), rtol=0, atol=1e-7)
+
+
 def test_folding_twice_changes_nothing() -> None:
     linear, rows = torch.nn.Linear(4, 6, dtype=torch.float64), random_rows(2, torch.zeros(0, 6).double(), 0)
     fold_projection(linear, rows)

@@ -95,6 +95,28 @@ def test_a_run_that_went_too_far_goes_back_along_its_last_stretch() -> None:
     assert largest_difference(line, weights(model)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("restore", "margin", "back"),
+    [
+        pytest.param(1.0, -1.0, False, id="a little below, and comes back by itself"),
+        pytest.param(0.0, -1.0, True, id="a little below, and stays there"),
+        pytest.param(1.0, -2.0, True, id="far below"),
+    ],
+)
+def test_a_loss_with_a_way_back_up_keeps_what_it_has_learnt_below_the_target(
+    restore: float, margin: float, back: bool
+) -> None:
+    """A third of the run lies below the target: whoever goes back along it undoes that third."""
+    settings = {"restore": restore, "margin": margin}
+    arguments = {"eval_steps": 4, "stop_log_odds": -0.4, "min_steps": 60, "max_steps": 60}
+    result, model = Run("bounded", settings, arguments={**arguments, "stop_within": 0.4}).make()
+    free, end = Run("bounded", settings, arguments={**arguments, "stop_within": None}).make()
+    below = [m for m in free.history[-21::4] if m.forget_log_odds is not None and m.forget_log_odds < -0.8]
+    assert len(below) >= 4
+    assert (result.history[-1].landed is not None) == back
+    assert (largest_difference(weights(model), weights(end)) > 0) == back
+
+
 def test_a_run_that_goes_by_accuracy_goes_back_too() -> None:
     """Options that no longer win are not unknown but avoided: chance is where it rests, one item up or down."""
     request = Request(preferred(make_tiny_model(), EXAMPLES[:5]), EXAMPLES[5:])

@@ -51,8 +51,9 @@ class UnlearnArguments:
         stop_log_odds: forgotten when the mean log-odds of the forget items against their options are at most this; 0 is
             ignorance, less is inversion; None for no such condition.
         stop_within: tolerance of `stop_log_odds`, nats per token. A run that went further past goes back along its last
-            stretch until it is within, so that all methods stop at the same forget score; None lets it be. Where
-            accuracy alone decides it goes back too, to within 3 points or one item of it.
+            stretch until it is within, so that all methods stop at the same forget score; None lets it be. One whose
+            objective has a way back up goes back from twice as far only, since it loses what it has learnt since
+            (`landing`). Where accuracy alone decides it goes back too, to within 3 points or one item of it.
         min_steps: steps that are made whatever the scores: a method that hardens what it has forgotten needs them. Of a
             smaller `max_steps` all are made.
         stop_accuracy: and, if given, when the forget accuracy is at most this; "chance" for that of a uniform guess.

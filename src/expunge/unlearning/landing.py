@@ -5,6 +5,10 @@
 a: the weights when the forget items were last scored, and still known; b: the present ones, with a score far below the
 target, so that the answers are not unknown but avoided. Bisection finds a t with a score within the tolerance, so that
 methods whose steps differ in size stop at the same forget score. The retain side moves along the same line.
+
+Whoever goes back loses what was trained since a. A loss without a way back up loses nothing by that: past the target it
+only goes on down. One that comes back up by itself may have hung a little below the target for a third of a run, in
+which it has learnt to bear attacks; it stays where it is unless it lies twice as far below as is near enough.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ class Landing:
         measure: the score of the forget items to go by.
         target: what it is to come to rest at.
         within: how far from it is near enough.
+        comes_back: whether the loss raises by itself what fell below the target.
     """
 
     def __init__(
@@ -40,12 +45,18 @@ class Landing:
         measure: Callable[[Scores], float],
         target: float,
         within: float,
+        comes_back: bool = False,
     ) -> None:
         self._parameters, self._measure, self._target, self._within = parameters, measure, target, within
+        self._beyond = within * (2 if comes_back else 1)
         self._kept: dict[str, Tensor] = {}
 
+    def near(self, scores: Scores) -> bool:
+        """Whether the items are still known, or as little as was asked for: a place to go back to."""
+        return not self._measure(scores) < self._target - self._within
+
     def keep(self) -> None:
-        """Remember the present weights: the forget items were scored with them, and are still known."""
+        """Remember the present weights, with which the items were scored."""
         for name, parameter in self._parameters.items():
             if name in self._kept:
                 self._kept[name].copy_(parameter.detach())
@@ -54,7 +65,7 @@ class Landing:
 
     def overshot(self, scores: Scores) -> bool:
         """Whether `scores` lie so far below the target that the run should go back."""
-        return bool(self._kept) and self._measure(scores) < self._target - self._within
+        return bool(self._kept) and self._measure(scores) < self._target - self._beyond
 
     def land(self, score: Callable[[], Scores]) -> tuple[float, Scores]:
         """Go back to where `score` is near enough, or as near as the tries allow; that t and its scores."""

@@ -37,6 +37,7 @@ from expunge.unlearning.interrupts import deferred_interrupts
 from expunge.unlearning.landing import POINTS, Landing
 from expunge.unlearning.methods import Method, build_method
 from expunge.unlearning.metrics import StepMetrics
+from expunge.unlearning.objectives.base import Objective
 from expunge.unlearning.parametrizations.base import Material, Trained
 from expunge.unlearning.parts import build
 from expunge.unlearning.processes import Processes, join_processes
@@ -142,7 +143,7 @@ def train(
     try:
         stepper = make_stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
-        landing = _landing(trained, arguments, graded) if graded else None
+        landing = _landing(trained, method.objective, arguments, graded) if graded else None
         session = Session(trained.parameters, stepper.optimizer, stepper.transforms, landing)
         history = session.resume(output, name) if output else []
         keeper = Keeper(session, output if processes.main else None, name, arguments, history)
@@ -222,9 +223,9 @@ class _Loop:
         scores = self._score()
         if self._landing is None:
             return None, scores
-        if not self._landing.overshot(scores):
+        if self._landing.near(scores):
             self._landing.keep()
-        elif step >= self._stepper.arguments.least_steps:
+        elif step >= self._stepper.arguments.least_steps and self._landing.overshot(scores):
             return self._landing.land(self._score)
         return None, scores
 
@@ -318,15 +319,18 @@ def make_stepper(
     return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
 
 
-def _landing(trained: Trained, arguments: UnlearnArguments, graded: Sequence[Example]) -> Landing | None:
+def _landing(
+    trained: Trained, objective: Objective, arguments: UnlearnArguments, graded: Sequence[Example]
+) -> Landing | None:
     """What brings the run back to the score asked for; None where none is, or where both are."""
     odds, accuracy, within = arguments.stop_log_odds, accuracy_wanted(arguments, graded), arguments.stop_within
     if within is None or (odds is None) == (accuracy is None):
         return None
     if accuracy is None:
         assert odds is not None
-        return Landing(trained.parameters, lambda scores: scores.log_odds, odds, within)
-    return Landing(trained.parameters, lambda scores: scores.accuracy, accuracy, max(POINTS, 1 / len(graded)))
+        return Landing(trained.parameters, lambda scores: scores.log_odds, odds, within, objective.comes_back)
+    points = max(POINTS, 1 / len(graded))
+    return Landing(trained.parameters, lambda scores: scores.accuracy, accuracy, points, objective.comes_back)
 
 
 def _scores(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> Scores:

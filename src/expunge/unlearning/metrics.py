@@ -27,7 +27,7 @@ class StepMetrics:
         forget_accuracy: of the forget items after the step.
         forget_log_odds: of the forget items after the step, None also where they have no options.
         forget_probability: mean P(answer) of the forget items after the step.
-        landed: where on the stretch since the last scoring the run came to rest, if it went back; see `landing`.
+        landed: where on the stretch since the last good scoring the run came to rest, if it went back; see `landing`.
         transform: what the gradient transforms measured, by name.
     """
 

@@ -11,8 +11,8 @@ micro-batches nor the number of processes changes what is computed. DDP would av
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -123,7 +123,7 @@ class Moment:
         number: steps made before.
         seen: what the whole step measures.
         depth: number of transforms above.
-        share: what those above ask for.
+        wanted: what those above ask for.
         among: the forget items that they ask for, all where it is None.
     """
 
@@ -131,15 +131,16 @@ class Moment:
     number: int
     seen: Seen
     depth: int = 0
-    share: Share = WHOLE
+    wanted: Share = WHOLE
     among: Among | None = None
 
     def add(self, share: Share, among: Among | None = None) -> None:
         """Have the next transform make the gradient or, below the last, the objective itself."""
-        wanted = Share(self.share.forget * share.forget, self.share.retain * share.retain)
+        wanted = Share(self.wanted.forget * share.forget, self.wanted.retain * share.retain)
         if self.depth < len(self.stepper.transforms):
-            below = replace(self, depth=self.depth + 1, share=wanted, among=both(self.among, among))
-            self.seen.measured |= self.stepper.transforms[self.depth].gradient(below)
+            below = replace(self, depth=self.depth + 1, wanted=wanted, among=both(self.among, among))
+            with set_aside(self.stepper.parameters.values()):
+                self.seen.measured |= self.stepper.transforms[self.depth].gradient(below)
         else:
             self._objective(wanted, both(self.among, among))
 
@@ -244,6 +245,17 @@ def forward_sides(
     together = join(forget, join(retain, anchors, pad_id), pad_id)
     said, rest = answer_log_probs(model, together, start.read, cache).split(len(forget))
     return said, *rest.split(len(retain))
+
+
+@contextmanager
+def set_aside(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Every `.grad` is empty inside, and the sum of what was there and what came afterwards."""
+    before = {p: p.grad for p in parameters if p.grad is not None}
+    for p in before:
+        p.grad = None
+    yield
+    for p, gradient in before.items():
+        p.grad = gradient if p.grad is None else p.grad.add_(gradient)
 
 
 def both(one: Among | None, other: Among | None) -> Among | None:

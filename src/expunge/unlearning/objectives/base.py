@@ -146,6 +146,12 @@ class Objective(ABC):
         """Whether facts of earlier requests are forget rows too: only a loss that stops at ignorance can bear them."""
         return False
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether the loss raises by itself an answer that fell too low, so that a run past its target need not go
+        back; see `landing`."""
+        return False
+
     def goals(self, twins: Float[Tensor, " items"]) -> Float[Tensor, " items"]:
         """Where each forget item is to go, from the log-odds of its twins at the start."""
         return twins

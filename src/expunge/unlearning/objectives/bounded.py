@@ -72,6 +72,11 @@ class Bounded(Balanced):
         """`hold_earlier`."""
         return self.hold_earlier
 
+    @property
+    def comes_back(self) -> bool:
+        """With a way back up, yes."""
+        return self.restore > 0
+
     def companions(self, example: Example) -> tuple[str, ...]:
         """Its wrong options; InputError where it has none."""
         if not example.options:

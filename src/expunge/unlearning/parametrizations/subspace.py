@@ -135,8 +135,12 @@ def row_space(rows: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
 
 
 def random_rows(rank: int, fixed: Float[Tensor, "r d"], seed: int) -> Float[Tensor, "rank d"]:
-    """Orthonormal rows in a direction drawn with `seed`, orthogonal to the fixed ones."""
-    draw = torch.randn(rank, fixed.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """Orthonormal rows drawn with `seed`, orthogonal to the fixed ones.
+
+    As many draws are skipped as there are fixed rows: those of a second request are not the first one's once more.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    draw = torch.randn(len(fixed) + rank, fixed.shape[1], generator=draws, dtype=torch.float64)[len(fixed) :]
     return row_space(project(draw, fixed.double().cpu())).to(fixed)
 
 

@@ -61,6 +61,10 @@ class Step(Protocol):
     def steps_per_epoch(self) -> int:
         """Steps after which every forget item has come once more."""
 
+    @property
+    def wanted(self) -> Share:
+        """How much of each side is asked for here: a transform above may ask for one side alone."""
+
     def add(self, share: Share, among: Among | None = None) -> None:
         """Add to `.grad` this process's gradient of `share` of the objective at the present weights.
 
@@ -89,7 +93,8 @@ class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transfo
     def gradient(self, step: Step) -> dict[str, float]:
         """Leave in `.grad` this process's share of the gradient, and the weights as they were; numbers worth logging.
 
-        With several transforms `step.add` of the first leads through the second, and so on.
+        With several transforms `step.add` of the first leads through the second, and so on. Each finds `.grad` empty,
+        and what it leaves is added to what those above had; it may be called more than once in a step.
         """
         step.add(WHOLE)
         return {}

@@ -94,27 +94,34 @@ class BoundSimulatedRelearning(BoundTransform):
         self._delta: dict[str, Tensor] = {}
         self._adam = self._optimizer()
         self._done = 0
+        self._moved_in, self._nll = -1, math.nan
 
     def gradient(self, step: Step) -> dict[str, float]:
-        """g, and how well the attacker has relearnt: the mean NLL of its rows before its last step."""
+        """g, and how well the attacker has relearnt: the mean NLL of its rows before its last step.
+
+        It moves once in a step, however often a transform above asks for the forget gradient.
+        """
         config, parameters = self._config, self._moved
-        if step.number % config.every:
+        if step.number % config.every or not step.wanted.forget:
             return super().gradient(step)
-        if step.number % config.period < config.every or not self._delta:
+        fresh = step.number != self._moved_in
+        if fresh and (step.number % config.period < config.every or not self._delta):
             self._begin()
         here = {name: p.data for name, p in parameters.items()}
         try:
             for name, p in parameters.items():
                 p.data = self._delta[name].add_(p.data)
-            with asking(self._moved.values(), True):
-                theirs = [self._attack(step) for _ in range(config.steps)]
+            if fresh:
+                with asking(self._moved.values(), True):
+                    self._nll = [self._attack(step) for _ in range(config.steps)][-1]
+                self._moved_in = step.number
             step.add(Share(config.mix, 0.0), self._kept_back(step))
         finally:
             for name, p in parameters.items():
                 p.data = here[name]
                 self._delta[name].sub_(p.data)
         step.add(Share(1 - config.mix, 1.0))
-        return {"attacker_nll": theirs[-1]}
+        return {"attacker_nll": self._nll}
 
     def state(self) -> dict[str, Tensor]:
         """The attacker's, and how many steps it has made."""
@@ -168,6 +175,12 @@ class BoundSimulatedRelearning(BoundTransform):
         now, shown = step.number % step.steps_per_epoch, self._shown(step)
         places = [place - now for place in range(step.steps_per_epoch)]
         others = [ahead for ahead in places if (step.tokens("forget", ahead, shown) if shown else ahead)]
+        if not retain and not others and not step.tokens("retain"):
+            raise InputError(
+                "The simulated attacker has nothing to relearn: no retain items, and no forget items of other steps.",
+                f"step {step.number + 1}",
+                "Give a retain set with an objective that uses it, or make the batches smaller.",
+            )
         if retain or not others:
             return "retain", 1 + self._done, None
         return "forget", draw.choice(others), shown
