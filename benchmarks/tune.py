@@ -60,7 +60,7 @@ GRIDS = {
     "people": Tuned(
         "people_methods.yaml",
         5e-4,
-        {"mrp": 2e-2, "repselect": 2e-3},
+        {"mrp": 2e-2, "repselect": 2e-3, "rmu": 2e-3, "rmu_ssiuu": 2e-3},
         (0.3, 1.0, 3.0, 10.0),
         {name: {"learning_rates": [5e-4, 2e-3], "max_steps": 24} for name in _RELEARN},
     ),

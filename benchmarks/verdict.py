@@ -41,7 +41,7 @@ from expunge.attacks.relearn import RelearnHarmful, RelearnRelated
 from expunge.attacks.weights import lent
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried, gather
-from expunge.audit.snapshot import Caps, Snapshot, snapshot
+from expunge.audit.snapshot import Caps, Snapshot, control_snapshot, snapshot
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.models.storage import atomic_write_text
@@ -70,7 +70,7 @@ class Bench:
     def __init__(self, of: World, request: Request) -> None:
         self.of, self.request = of, request
         self.before = snapshot(of.original, of.encoder, request, caps=CAPS)
-        self.gold = snapshot(of.gold, of.encoder, request, light=True)
+        self.gold = control_snapshot(of.gold, of.encoder, request, CAPS)
         self.never: dict[str, AttackResult] = {}
         self.twins = scored_twins(request)
 
@@ -86,6 +86,7 @@ class Bench:
                 residual(after.forget, original, self.gold.forget),
                 results,
                 [recovery(result, original, control) for result, control in zip(results, gold, strict=True)],
+                self.gold,
             ),
             "twins": self._gathered(
                 after, alone, results, [recovery(result, original, twins=self.before.twins) for result in results]
@@ -100,13 +101,20 @@ class Bench:
         return self.never[result.name]
 
     def _gathered(
-        self, after: Snapshot, left: Recovery, results: Sequence[AttackResult], shares: Sequence[Recovery]
+        self,
+        after: Snapshot,
+        left: Recovery,
+        results: Sequence[AttackResult],
+        shares: Sequence[Recovery],
+        control: Snapshot | None = None,
     ) -> dict[str, Any]:
         tried = [
             Tried(result.name, replace(share, curve=()), result.spent)
             for result, share in zip(results, shares, strict=True)
         ]
-        told: dict[str, Any] = _plain(_EVIDENCE.dump_python(gather(self.before, after, left, tried), mode="json"))
+        told: dict[str, Any] = _plain(
+            _EVIDENCE.dump_python(gather(self.before, after, left, tried, control), mode="json")
+        )
         return told
 
 

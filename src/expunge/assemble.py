@@ -26,7 +26,7 @@ from expunge.audit.lm_eval import Link
 from expunge.audit.memorization import memorization
 from expunge.audit.metrics import metrics
 from expunge.audit.probe import Probed
-from expunge.audit.reading import Reading
+from expunge.audit.snapshot import Snapshot
 from expunge.audit.verdict import Rule
 from expunge.basis import Basis, Tries, uncounted
 from expunge.measure import Measured
@@ -61,11 +61,10 @@ class Parts:
         recipe: how the model was made.
         basis: what it is compared with.
         attacks: on it and on the control.
-        control: scores of the control on the forget items, None without one.
+        control: the model that never knew, None without one.
         training: what `training.json` holds.
         stages: seconds of each stage.
         seeds: of all but the attacks.
-        control_reading: what metrics compare with, None without a control.
         lm_eval: what lm-eval left in the run's folder, None where it was not asked.
         worn: attacks on the original, by name.
     """
@@ -76,12 +75,11 @@ class Parts:
     basis: Basis
     after: Measured
     attacks: Tries
-    control: Sequence[ItemScore] | None
+    control: Snapshot | None
     training: dict[str, Any]
     stages: dict[str, float]
     seeds: dict[str, int]
     peak_bytes: int
-    control_reading: Reading | None = None
     lm_eval: Link | None = None
     worn: Mapping[str, AttackResult] = field(default_factory=dict)
 
@@ -99,7 +97,7 @@ def assemble(parts: Parts) -> schema.Record:
     """
     before, after = parts.before.snapshot, parts.after.snapshot
     recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
-    left = residual(after.forget, before.forget, parts.control)
+    left = residual(after.forget, before.forget, parts.control.forget if parts.control else None)
     counted = [not why_uncounted(result.name, control is not None) for result, control in parts.attacks]
     evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
     results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
@@ -177,7 +175,7 @@ def _evidence(parts: Parts, recoveries: Sequence[Recovery | None], left: Recover
         for (result, _), share in zip(parts.attacks, recoveries, strict=True)
         if share is not None
     ]
-    return gather(parts.before.snapshot, parts.after.snapshot, left, tried)
+    return gather(parts.before.snapshot, parts.after.snapshot, left, tried, parts.control)
 
 
 def _score(items: Sequence[ItemScore], rouge_l: Sequence[float] = ()) -> schema.Score:
@@ -305,7 +303,8 @@ def _metrics(parts: Parts) -> schema.Metrics | None:
     before, after = parts.before.snapshot, parts.after.snapshot
     if after.reading is None:
         return None
-    found = metrics(before.reading, after.reading, parts.control_reading, (before.text, after.text))
+    control = parts.control.reading if parts.control else None
+    found = metrics(before.reading, after.reading, control, (before.text, after.text))
     link = schema.LmEval(**parts.lm_eval.to_json()) if parts.lm_eval else None
     return schema.Metrics(**found.to_json(), lm_eval=link)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.audit.lm_eval import Link, evaluate, linked
-from expunge.audit.reading import Reading
-from expunge.audit.snapshot import Snapshot, control_reading, snapshot
+from expunge.audit.snapshot import Snapshot, control_snapshot, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.data.sources import passages
@@ -82,12 +81,10 @@ def score_sets(path: str, plan: Plan, *sets: Sequence[Example]) -> list[tuple[It
     return [score_items(loaded.model, encoder, examples) for examples in sets]
 
 
-def measure_control(path: str, plan: Plan, request: Request) -> tuple[tuple[ItemScore, ...], Reading]:
-    """Scores of the forget items by the model at `path`, and what metrics compare with."""
+def measure_control(path: str, plan: Plan, request: Request) -> Snapshot:
+    """What others are compared with, of the model at `path`, which never knew."""
     loaded = load_model(path, dtype=plan.dtype, device=plan.device)
-    encoder = encoder_of(loaded, plan)
-    scores = score_items(loaded.model, encoder, request.forget)
-    return scores, control_reading(loaded.model, encoder, request, scores)
+    return control_snapshot(loaded.model, encoder_of(loaded, plan), request)
 
 
 def ask_lm_eval(path: str, plan: Plan, tasks: Sequence[str], folder: Path) -> Link | None:

@@ -224,7 +224,7 @@ def audit(
     with matmul_precision(plan.matmul_precision, plan.device):
         asked = ask_lm_eval(subject.model, plan, lm_eval, folder.path)
         basis, after = _measured(subject, progress, baselines if baselines is not None else {})
-        control, reading = measure_control(subject.control, plan, subject.request) if subject.control else (None, None)
+        control = measure_control(subject.control, plan, subject.request) if subject.control else None
     attacks = [
         (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
         for file in sorted(folder.attacks.glob("*.json"))
@@ -248,7 +248,6 @@ def audit(
             stages=stages,
             seeds={"data": plan.data.seed, **({"unlearning": plan.seed} if isinstance(plan, Recipe) else {})},
             peak_bytes=max(training["peak_bytes"], peak_bytes()),
-            control_reading=reading,
             lm_eval=asked,
             worn=worn,
         )

@@ -136,7 +136,8 @@ class Recipe(Plan):
     Args:
         model: a folder, a Hub id, `smollm2` (the demo's model), or `trained` (the benchmark trains a small one itself).
         method: a name of `expunge list methods`.
-        transform: a gradient transform put in the place of the method's own; `none` leaves that out.
+        transform: a gradient transform put in the place of the method's own; `none` leaves that out, and `sam+relearning`
+            takes two, the outermost first, whose settings are `transform1. ...` and `transform2. ...`.
         settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
         unlearn: arguments of the loop (`UnlearnArguments`).
         seed: of the loop; the data have their own.

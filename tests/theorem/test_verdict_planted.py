@@ -13,7 +13,7 @@ from expunge.attacks.relearn import RelearnHarmful, RelearnRelated
 from expunge.audit.control import recovery, residual
 from expunge.audit.evidence import PROBE, Tried, gather
 from expunge.audit.planted import Suppressor, plant
-from expunge.audit.snapshot import Snapshot, snapshot
+from expunge.audit.snapshot import Snapshot, control_snapshot, snapshot
 from expunge.audit.verdict import Verdict, decide
 from expunge.data.collate import Encoder, collate
 from expunge.data.example import Example
@@ -70,7 +70,7 @@ def controls() -> tuple[Snapshot, Snapshot, dict[str, AttackResult]]:
     gold = taught(forget=False, seed=0)
     before = snapshot(taught(forget=True, seed=0), ENCODER, REQUEST)
     attacked = {attack.name: attack.run(gold, ENCODER, REQUEST).result for attack in ATTACKS}
-    return before, snapshot(gold, ENCODER, REQUEST, light=True), attacked
+    return before, control_snapshot(gold, ENCODER, REQUEST), attacked
 
 
 def verdict(model: LlamaForCausalLM) -> Verdict:
@@ -80,7 +80,7 @@ def verdict(model: LlamaForCausalLM) -> Verdict:
     for attack in ATTACKS:
         result = attack.run(model, ENCODER, REQUEST, like=attacked[attack.name]).result
         tried.append(Tried(result.name, recovery(result, before.forget, attacked[attack.name]), result.spent))
-    evidence = gather(before, after, residual(after.forget, before.forget, never.forget), tried)
+    evidence = gather(before, after, residual(after.forget, before.forget, never.forget), tried, never)
     assert PROBE in [each.name for each in evidence.attacks]
     return decide(evidence)
 

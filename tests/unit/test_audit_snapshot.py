@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrained
 from expunge.audit.attribution import attributions
 from expunge.audit.influence import compare
 from expunge.audit.probe import linear_probe
-from expunge.audit.snapshot import Caps, snapshot
+from expunge.audit.snapshot import Caps, control_snapshot, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.models.answers import text_statistics
@@ -115,14 +115,18 @@ def test_the_same_model_differs_in_nothing_from_its_reference(
     assert other.text is not None and other.text.kl is not None and other.text.kl > 0.1
 
 
-def test_a_light_snapshot_is_the_scores_alone(
+def test_a_control_is_asked_the_same_of_what_had_to_go_and_nothing_else(
     tiny_model: LlamaForCausalLM, encoder: Encoder, request_to_forget: Request
 ) -> None:
-    light = snapshot(tiny_model, encoder, request_to_forget, light=True)
-    full = snapshot(tiny_model, encoder, request_to_forget)
-    assert (light.forget, light.retain, light.test) == (full.forget, full.retain, full.test)
-    assert (light.text, light.text_reference, light.attribution) == (None, None, None)
-    assert not light.samples and not light.rouge_l and not light.lens
+    reworded = replace(request_to_forget, test={**request_to_forget.test, "paraphrase": request_to_forget.forget[:2]})
+    control, full = control_snapshot(tiny_model, encoder, reworded), snapshot(tiny_model, encoder, reworded)
+    assert control.forget == full.forget
+    assert control.test == {"paraphrase": full.test["paraphrase"]}
+    assert control.probe == full.probe
+    assert control.reading is not None and full.reading is not None
+    assert control.reading.forget == full.reading.forget
+    assert (control.text, control.text_reference, control.attribution, control.retain) == (None, None, None, ())
+    assert not control.samples and not control.rouge_l and not control.lens
 
 
 def test_caps_draw_the_same_items_for_every_model(
@@ -154,12 +158,9 @@ def test_plain_text_is_cut_to_whole_passages(
     assert found.text is not None and found.text.tokens == lengths[only] - 1
 
 
-@pytest.mark.parametrize("light", [True, False])
-def test_progress_adds_up(
-    light: bool, tiny_model: LlamaForCausalLM, encoder: Encoder, request_to_forget: Request
-) -> None:
+def test_progress_adds_up(tiny_model: LlamaForCausalLM, encoder: Encoder, request_to_forget: Request) -> None:
     watcher = Counting()
-    snapshot(tiny_model, encoder, request_to_forget, light=light, progress=watcher)
+    snapshot(tiny_model, encoder, request_to_forget, progress=watcher)
     assert watcher.done == watcher.total > 0
     assert watcher.finished == 1
 

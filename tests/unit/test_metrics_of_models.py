@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from expunge.audit.memorization import Measure
 from expunge.audit.metrics import Metrics, language, metrics
 from expunge.audit.reading import non_members
-from expunge.audit.snapshot import Caps, Snapshot, control_reading, snapshot
+from expunge.audit.snapshot import Caps, Snapshot, control_snapshot, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.models import tokens as tokens_module
@@ -123,8 +123,8 @@ def test_who_never_learnt_is_at_chance(
 def test_a_control_gives_forget_quality_and_its_own_column(
     knowing: Snapshot, retrained: LlamaForCausalLM, encoder: Encoder
 ) -> None:
-    control = control_reading(retrained, encoder, REQUEST, score_items(retrained, encoder, REQUEST.forget))
-    assert knowing.reading is not None
+    control = control_snapshot(retrained, encoder, REQUEST).reading
+    assert knowing.reading is not None and control is not None
     told = metrics(knowing.reading, control, control)
     assert found(told, "forget_quality", "before").value < 0.01
     assert found(told, "forget_quality").value == 1 == found(told, "forget_quality", "control").value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from expunge.audit.control import GOLD_MODEL, IGNORANCE
 from expunge.audit.probe import Probed
 from expunge.audit.readable import readable
 
@@ -42,6 +43,19 @@ def test_each_half_is_read_where_the_other_is_best() -> None:
     found = readable(probed(even, odd), KNEW)
     assert found is not None
     assert found.value == pytest.approx(0.0)
+
+
+def test_what_a_model_that_never_knew_gives_away_was_not_kept() -> None:
+    """Never against less than ignorance: a control that avoids the answers makes nobody else a knower."""
+    gold = probed([1.0] * 20, [0.0] * 20)
+    same, half = readable(gold, KNEW, gold), readable(probed([2.5] * 20, [0.0] * 20), KNEW, gold)
+    assert same is not None and half is not None
+    assert (same.value, half.value) == pytest.approx((0.0, 0.5))
+    assert (same.control, same.control_log_odds) == (GOLD_MODEL, 1.0)
+    plain, avoided = (readable(gold, KNEW, other) for other in (None, probed([-1.0] * 20)))
+    assert plain is not None and plain == avoided
+    assert (plain.value, plain.control) == (pytest.approx(0.25), IGNORANCE)
+    assert readable(gold, KNEW, probed([3.5] * 20)) is None  # the original leads it by too little
 
 
 @pytest.mark.parametrize(

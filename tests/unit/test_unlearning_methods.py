@@ -19,6 +19,7 @@ from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.parts import build
 from expunge.unlearning.transforms.attribution import AttributionPenalty
+from expunge.unlearning.transforms.sam import SAM
 
 
 def test_the_catalogue() -> None:
@@ -110,6 +111,13 @@ def test_two_transforms_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_method("two", "none").transforms == ()
     with pytest.raises(InputError, match=re.escape("transform1.strength or transform2.strength")):
         build_method("two", settings={"strength": 2})
+
+
+def test_transforms_are_chosen_in_order() -> None:
+    made = build_method("ga", "sam+attribution", {"rho": 0.5, "transform2.strength": 2})
+    assert made.transforms == (SAM(0.5), AttributionPenalty(2.0))
+    with pytest.raises(InputError, match="Unknown transform 'sma'"):
+        build_method("ga", "attribution+sma")
 
 
 def test_other_packages_add_parts_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,18 +80,24 @@ class Evidence:
         return self.residual.control_log_odds - self.after.log_odds
 
 
-def gather(before: Snapshot, after: Snapshot, left: Recovery, attacks: Sequence[Tried]) -> Evidence:
+def gather(
+    before: Snapshot,
+    after: Snapshot,
+    left: Recovery,
+    attacks: Sequence[Tried],
+    control: Snapshot | None = None,
+) -> Evidence:
     """The evidence in two measured models and what attacks brought back; `left` is R before any attack.
 
     What costs nothing beyond the snapshots, the facts in other words and the probe, joins the attacks if there are any.
+    Their control is ignorance or `control`, a model that never knew, whichever stands higher: what can be guessed from
+    what stays did not come back.
     """
     sets = {"retain": (before.retain, after.retain)}
     sets |= {name: (before.test[name], after.test[name]) for name in RETAIN_GROUPS if name in before.test}
     free = {
-        "paraphrase": residual(after.test["paraphrase"], before.test["paraphrase"])
-        if after.test.get("paraphrase")
-        else None,
-        PROBE: readable(after.probe, before.probe),
+        "paraphrase": _reworded(after, before, control),
+        PROBE: readable(after.probe, before.probe, control.probe if control else None),
     }
     beside = [Tried(name, share, Budget()) for name, share in free.items() if share is not None]
     spoken = before.rouge_l and after.rouge_l
@@ -104,3 +110,12 @@ def gather(before: Snapshot, after: Snapshot, left: Recovery, attacks: Sequence[
         language=Language.of(before.text, after.text) if before.text and after.text else None,
         said=Said(fmean(before.rouge_l.values()), fmean(after.rouge_l.values())) if spoken else None,
     )
+
+
+def _reworded(after: Snapshot, before: Snapshot, control: Snapshot | None) -> Recovery | None:
+    """R of the facts in other words, without any attack; None where they were not asked."""
+    asked, known = after.test.get("paraphrase"), before.test.get("paraphrase", ())
+    if not asked:
+        return None
+    never = control.test.get("paraphrase", ()) if control else ()
+    return residual(asked, known, never if never and summarise(never).log_odds > 0 else None)

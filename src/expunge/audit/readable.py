@@ -1,6 +1,8 @@
 """What a linear probe still reads of the forgotten facts, as a recovery like that of an attack.
 
-    R = mean_i s_i(unlearned) / mean_i s_i(original),    s_i the probe's log-odds of fact i, 0 ignorance
+    R = ( mean_i s_i(unlearned) - c ) / ( mean_i s_i(original) - c ),    s_i the probe's log-odds of fact i
+
+    c = 0, which is ignorance, or mean_i s_i(control) where that is more: what is read of a model that never knew
 
 Nothing is trained and nothing brought back: the states of the unlearned model are read by a classifier that learned
 from facts that stay (`expunge.audit.probe`). It sees past everything that is done to the answer after the block that it
@@ -16,38 +18,48 @@ from statistics import fmean
 
 import numpy as np
 
-from expunge.audit.control import IGNORANCE, Recovery, Tables, Values
+from expunge.audit.control import GOLD_MODEL, IGNORANCE, Recovery, Tables, Values
 from expunge.audit.probe import Probed
 
 LEAST_READ = 1.0
 """Nats that the probe must read of the original; where it reads less, its silence about another model says nothing."""
 
 
-def readable(after: Probed | None, before: Probed | None, *, level: float = 0.95, seed: int = 0) -> Recovery | None:
+def readable(
+    after: Probed | None,
+    before: Probed | None,
+    control: Probed | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Recovery | None:
     """R of the module's formula; None where a probe could not ask, or read too little of the original.
 
     Args:
         after: of the unlearned model.
         before: of the original, asked the same.
+        control: of a model that never knew, asked the same.
         level: coverage of the interval over the facts.
         seed: of the resampling.
     """
     if after is None or before is None or not after.items or not before.items:
         return None
     known, now = _across(before), _across(after)
-    if len(known) != len(now) or known.mean() < LEAST_READ:
+    never, floor, kind = np.zeros(len(known)), after.chance, IGNORANCE
+    if control is not None and control.items and (guessed := _across(control)).mean() > 0:
+        never, floor, kind = guessed, fmean(control.accuracy), GOLD_MODEL
+    if not len(known) == len(now) == len(never) or known.mean() - never.mean() < LEAST_READ:
         return None
-    nothing = np.zeros(len(known))
-    tables = Tables(now=now[None], never=nothing[None], known=known, start=nothing)
-    share = (fmean(after.accuracy) - after.chance) / max(fmean(before.accuracy) - before.chance, 1e-9)
+    tables = Tables(now=now[None], never=never[None], known=known, start=never)
+    share = (fmean(after.accuracy) - floor) / max(fmean(before.accuracy) - floor, 1e-9)
     return Recovery(
         *tables.share(level, seed),
         accuracy=share,
         items=len(now),
         seeds=1,
-        control=IGNORANCE,
-        control_log_odds=0.0,
-        control_accuracy=after.chance,
+        control=kind,
+        control_log_odds=float(never.mean()),
+        control_accuracy=floor,
     )
 
 

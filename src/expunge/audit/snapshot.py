@@ -136,7 +136,6 @@ def snapshot(
     request: Request,
     *,
     reference: Snapshot | None = None,
-    light: bool = False,
     caps: Caps | None = None,
     progress: Progress | None = None,
 ) -> Snapshot:
@@ -147,17 +146,13 @@ def snapshot(
         encoder: the one it was unlearned with.
         request: what had to go and to stay, the test groups, the plain text.
         reference: the snapshot of the model before unlearning; without it this one becomes the reference.
-        light: scores only, which is all that a control needs.
         caps: how much is measured.
         progress: told of every stage.
     """
     caps, progress = caps or Caps(), progress or Silent()
-    progress.start(TASK, 1 if light else 6)
+    progress.start(TASK, 6)
     scored = _scores(model, encoder, request, caps)
     progress.advance(TASK)
-    if light:
-        progress.finish(TASK)
-        return Snapshot(*scored, samples={}, rouge_l={})
     reading, words = _reading(model, encoder, request, caps, scored)
     progress.advance(TASK)
     text, text_reference = _text(model, encoder, caps.draw_texts(encoder, request.text), reference)
@@ -193,12 +188,23 @@ def _twins(model: PreTrainedModel, encoder: Encoder, request: Request) -> dict[s
     return dict(zip(twins, score_items(model, encoder, list(twins.values())), strict=True))
 
 
-def control_reading(
-    model: PreTrainedModel, encoder: Encoder, request: Request, forget: Sequence[ItemScore], caps: Caps | None = None
-) -> Reading:
-    """What metrics compare with: the control's reading of the forget items and the non-members, given its scores."""
-    words = _words(model, encoder, request, request.forget, caps or Caps())
-    return read(model, encoder, request, forget, {}, words)
+def control_snapshot(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps | None = None) -> Snapshot:
+    """What others are compared with, of a model that never knew: scores of the forget items and of their paraphrases,
+    what the probe reads, and the reading of the forget items and the non-members that metrics compare with."""
+    caps = caps or Caps()
+    reworded = request.test.get("paraphrase", ())
+    scores = score_items(model, encoder, [*request.forget, *reworded])
+    forget, others = scores[: len(request.forget)], scores[len(request.forget) :]
+    words = _words(model, encoder, request, request.forget, caps)
+    return Snapshot(
+        forget,
+        (),
+        {"paraphrase": others} if reworded else {},
+        samples={},
+        rouge_l={},
+        probe=_probe(model, encoder, request, caps) if model.config.model_type in FAMILIES else None,
+        reading=read(model, encoder, request, forget, {}, words),
+    )
 
 
 def _scores(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps) -> Scored:

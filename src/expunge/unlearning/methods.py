@@ -3,7 +3,7 @@ what may move; every combination of the three is a method, named here or not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Final
@@ -106,7 +106,11 @@ METHODS: Final[dict[str, Method]] = {
         loop={"max_steps": 200, "learning_rate": 2e-4},
         summary="forget states sent to a random direction (Li et al. 2024)",
     ),
-    "klue": Method(GradDiff(), (KnowledgeNeuronMask(),), summary="graddiff on knowledge neurons (arXiv:2502.19207)"),
+    "klue": Method(
+        Bounded(hold_earlier=False),
+        (KnowledgeNeuronMask(),),
+        summary="graddiff on knowledge neurons, of pairs not yet forgotten (arXiv:2502.19207)",
+    ),
     "l2_previous": Method(
         GradDiff(), (L2Penalty(1.0, "previous", "relative"),), summary="graddiff, each step pulled back along the last"
     ),
@@ -229,10 +233,12 @@ NO_TRANSFORM: Final = "none"
 
 
 def build_method(name: str, transform: str | None = None, settings: Mapping[str, object] | None = None) -> Method:
-    """The method `name`, with `transform` (nothing, for `none`) in the place of its own, and `settings` laid over it.
+    """The method `name`, with `transform` in the place of its own (nothing for `none`, several as `sam+relearning`, the
+    outermost first), and `settings` laid over it.
 
     A setting is dotted (`objective.beta`, `transform.strength`, `parametrization.rank`), or bare where only one part of
-    the method has it; the bare name of an axis chooses the part itself (`parametrization=lora`).
+    the method has it; the bare name of an axis chooses the part itself (`parametrization=lora`). Those of several
+    transforms are called `transform1`, `transform2`.
 
     Raises:
         InputError: a method, part or setting is unknown (the nearest is named), ambiguous, or of the wrong type.
@@ -277,18 +283,22 @@ def _choose(
 ) -> tuple[dict[str, Any], dict[str, object]]:
     """The method's parts by axis, each an instance or, where chosen by name, its class; and the settings left over."""
     parts: dict[str, Any] = {"objective": method.objective, "parametrization": method.parametrization}
-    own = method.transforms
-    parts |= {"transform" if len(own) == 1 else f"transform{i}": part for i, part in enumerate(own, 1)}
+    parts |= _numbered(method.transforms)
     chosen = {axis: settings.pop(axis) for axis in AXES if axis in settings}
     if transform is not None:
         chosen["transform"] = transform
     for axis, name in chosen.items():
         if axis == "transform":
             parts = {key: part for key, part in parts.items() if not key.startswith("transform")}
-            if name == NO_TRANSFORM:
-                continue
-        parts[axis] = _named(axis, name)
+            parts |= _numbered([_named(axis, each) for each in str(name).split("+") if each != NO_TRANSFORM])
+        else:
+            parts[axis] = _named(axis, name)
     return parts, settings
+
+
+def _numbered(transforms: Sequence[Any]) -> dict[str, Any]:
+    """By what their settings are called: `transform` alone, `transform1`, `transform2` in order."""
+    return {"transform" if len(transforms) == 1 else f"transform{i}": part for i, part in enumerate(transforms, 1)}
 
 
 def _named(axis: str, name: object) -> type:

@@ -7,7 +7,8 @@
 So a neuron that speaks for whatever answer stands there is not taken for one that knows. The rows of the weight
 matrices (columns of a Conv1D) and the biases of the chosen neurons move, nothing else. That neurons are the maps'
 outputs and that positions are joined by max is our inference, from the same authors' arXiv:2509.22263, section 3. KLUE
-is graddiff with this mask on the facts not yet forgotten.
+is graddiff with this mask on the facts not yet forgotten: those whose answers still lead their options, which is what
+the loss of `objectives.bounded` has a gradient for.
 """
 
 from __future__ import annotations
