@@ -9,7 +9,7 @@ import pytest
 
 from expunge import pipeline
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import STUDENT, attack_name, interval, markdown, rows
+from expunge.bench.rows import STUDENT, attack_name, interval, markdown, rows, share_interval
 from expunge.errors import InputError
 from expunge.report.record import Record
 from synthetic_record import make_record
@@ -90,6 +90,29 @@ def test_differences_are_paired_by_seed() -> None:
     assert second.ci_low < 0 < second.ci_high - 0.8
     assert second.recovery_by_seed == [0.41, 0.1, 0.8]
     assert "| npo |" in markdown([first, second])
+
+
+def test_models_that_never_knew_have_a_spread_of_their_own() -> None:
+    def seen(seed: int, odds: float) -> Record:
+        record = with_recovery("graddiff", seed, 0.2)
+        (attack,) = record.attacks
+        control = attack.control.model_copy(update={"log_odds": odds, "curve": (attack.best,)})
+        return record.model_copy(update={"attacks": (attack.model_copy(update={"control": control}),)})
+
+    records = [seen(1, -1.0), seen(2, 0.0), seen(3, 1.0)]
+    scale = records[0].scores.forget.before.log_odds - records[0].attacks[0].best.log_odds
+    (row,) = rows({"graddiff": records})
+    assert row.control_spread == pytest.approx(2 / scale, abs=1e-4)
+    assert f"({2 / scale:.2f})" in markdown([row])
+    assert rows({"graddiff": records[:1]})[0].control_spread is None
+
+
+def test_seeds_that_agree_do_not_make_an_accuracy_surer_than_its_questions() -> None:
+    (row,) = rows({"graddiff": [with_recovery("graddiff", seed, 0.2) for seed in (1, 2, 3)]})
+    (attack,) = with_recovery("graddiff", 1, 0.2).attacks
+    assert (row.attacked_accuracy_low, row.attacked_accuracy_high) == pytest.approx(
+        share_interval([attack.accuracy], attack.start.n), abs=1e-4
+    )
 
 
 def test_records_of_several_grids_make_one_table() -> None:

@@ -26,8 +26,10 @@ class Row:
 
     forget_after_spread: mean size of the items' log-odds, without their signs: 0 if every item is unknown, large where
     some are avoided and others still known, though the mean be 0.
-    recovery: R of the log-odds (0 nothing came back, 1 everything), its 95 % interval over seeds (Student's t), as that
-    of the attacked accuracy.
+    attacked_accuracy_low, attacked_accuracy_high: its 95 % interval (`share_interval`).
+    control_spread: twice the standard deviation over seeds of what a gold model says under the attack, in units of R:
+    how far apart models are that never knew. None for another control, or a single seed.
+    recovery: R of the log-odds (0 nothing came back, 1 everything), its 95 % interval over seeds (Student's t).
     against: mean difference of recovery to the first method of the table under the same attack and seeds, with its own
     interval: paired, because a seed is the same split and model for all.
     """
@@ -51,6 +53,7 @@ class Row:
     attacked_log_odds: float
     control_accuracy: float
     control_log_odds: float
+    control_spread: float | None
     chance: float
     recovery: float
     ci_low: float
@@ -123,7 +126,7 @@ def markdown(found: Sequence[Row]) -> str:
     """The rows as a table."""
     lines = [
         "| method | attack | seeds | steps | after: accuracy / log-odds (spread) | attacked: accuracy / log-odds "
-        "| control | recovery | against the first | retain | held-out | seconds | verdicts |",
+        "| control (spread) | recovery | against the first | retain | held-out | seconds / GB | verdicts |",
         "|" + "---|" * 13,
     ]
     return "\n".join([*lines, *(_line(row, compared=row.method != found[0].method) for row in found)])
@@ -155,7 +158,7 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
     low, high = interval(recovery)
     other = {_seed(record): a.recovery for record, a in attacked(first, attack)}
     differences = [a.recovery - other[_seed(r)] for r, a in pairs if _seed(r) in other]
-    apart, level = interval(differences), interval([a.accuracy for a in attacks])
+    apart, level = interval(differences), share_interval([a.accuracy for a in attacks], min(a.start.n for a in attacks))
     model = records[0].model
     before, after = [r.scores.forget.before for r in records], [r.scores.forget.after for r in records]
     known = [a.rho for a in attacks if a.rho is not None]
@@ -179,6 +182,7 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         attacked_log_odds=mean(a.log_odds for a in attacks),
         control_accuracy=mean(a.control.accuracy for a in attacks),
         control_log_odds=mean(a.control.log_odds for a in attacks),
+        control_spread=_control_spread(pairs),
         chance=mean(a.chance for a in attacks),
         recovery=mean(recovery),
         ci_low=round(low, DIGITS),
@@ -193,6 +197,14 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         verdicts=[record.verdict for record in records],
         control=records[0].control.kind,
     )
+
+
+def _control_spread(pairs: Sequence[tuple[Record, Attack]]) -> float | None:
+    odds = [attack.control.log_odds for _, attack in pairs if attack.control.curve]
+    if len(odds) < 2:
+        return None
+    scale = fmean(record.scores.forget.before.log_odds - a.control.curve[0].log_odds for record, a in pairs)
+    return round(2 * stdev(odds) / scale, DIGITS)
 
 
 def _spread(record: Record) -> float:
@@ -216,14 +228,15 @@ def mean(values: Iterable[float]) -> float:
 
 def _line(row: Row, *, compared: bool) -> str:
     difference = with_interval(row.against, row.against_low, row.against_high, "+") if compared else ""
+    apart = "" if row.control_spread is None else f" ({row.control_spread:.2f})"
     return (
         f"| {row.method} | {row.attack} | {len(row.seeds)} | {', '.join(map(str, row.steps))} "
         f"| {row.forget_after:.2f} / {row.forget_after_log_odds:+.2f} ({row.forget_after_spread:.1f}) "
         f"| {with_interval(row.attacked_accuracy, row.attacked_accuracy_low, row.attacked_accuracy_high)} "
         f"/ {row.attacked_log_odds:+.2f} "
-        f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f} "
+        f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f}{apart} "
         f"| {with_interval(row.recovery, row.ci_low, row.ci_high)} | {difference} "
-        f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} "
+        f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} / {row.peak_bytes / 1e9:.1f} "
         f"| {', '.join(sorted(set(row.verdicts)))} |"
     )
 
