@@ -12,12 +12,17 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from expunge import pipeline
 from expunge.attacks.base import AttackResult
 from expunge.cli import app
-from expunge.continual.ledger import Ledger
+from expunge.continual.ledger import ADAPTERS, MLP_ROWS, Ledger
 from expunge.continual.standing import Known
 from expunge.data.example import Example
-from expunge.models.projections import load_rows
+from expunge.models.load import load_model
+from expunge.models.projections import attached, load_rows
+from expunge.models.tensors import load_tensors
+from expunge.recipe import Recipe
+from tiny import make_tiny_model
 
 Expunge = Callable[..., int]
 
@@ -71,7 +76,9 @@ def test_two_requests_from_coming_in_to_the_proof(
     assert expunge("apply", model, "--output", "runs", *SMALL) == 0
     assert add(expunge, tmp_path, "second", tiny_examples[2:3], tiny_examples[6:]) == 0
     last = tmp_path / "runs" / "first" / "model"
-    assert expunge("apply", model, "--output", "runs", *SMALL) == 1  # not the model that the ledger ends with
+    stranger = shutil.copytree(model, tmp_path / "stranger")
+    make_tiny_model(seed=1).save_pretrained(stranger)
+    assert expunge("apply", stranger, "--output", "runs", *SMALL) == 1
     assert "not the model that the ledger ends with" in capsys.readouterr().err
     assert expunge("apply", last, "--output", "runs", *SMALL) == 0
 
@@ -101,8 +108,14 @@ def test_two_requests_from_coming_in_to_the_proof(
     said = capsys.readouterr().out
     assert "after second" in said and "asked by first" in said
     new = tmp_path / "runs" / "second" / "model"
-    assert expunge("verify", new) == 0
+    assert expunge("verify", new) == 0 and "weights, config and tokenizer" in capsys.readouterr().out
     assert expunge("verify", last) == 1
+    config = (new / "config.json").read_text()
+    (new / "config.json").write_text(config.replace("10000.0", "500.0"))
+    assert expunge("verify", new) == 1 and "config.json is not" in " ".join(capsys.readouterr().err.split())
+    (new / "config.json").write_text(config)
+    (new / "README.md").write_text("Another card.")
+    assert expunge("verify", new) == 0
     weights = new / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
     assert expunge("verify", new) == 1
@@ -123,6 +136,84 @@ def test_an_interrupted_apply_leaves_the_last_good_model_and_goes_on(
     assert (tmp_path / "runs/first/model/model.safetensors").stat().st_mtime_ns == weights  # not made again
     assert Ledger(tmp_path / "ledger").pending() == ()
     assert expunge("apply", "runs/second/model", "--output", "runs", *SMALL) == 0  # nothing waits
+
+
+def story(folder: Path) -> list[dict[str, object]]:
+    """The entries of the ledger there, without their times and what these go into."""
+    timed = {"time", "previous"}
+    return [entry.model_dump(exclude=timed) for entry in Ledger(folder / "ledger").entries()]
+
+
+@pytest.mark.parametrize("cut", ["entered", "second run"])
+@pytest.mark.parametrize("named", [False, True])
+def test_the_same_command_goes_on_with_what_is_left(
+    cut: str,
+    named: bool,
+    expunge: Expunge,
+    model: Path,
+    tmp_path: Path,
+    tiny_examples: tuple[Example, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    command = ("apply", model, *(("first", "second") if named else ()), "--output", "runs", *SMALL)
+    for folder in ("straight", "again"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        add(expunge, tmp_path, "first", tiny_examples[:2], tiny_examples[4:6])
+        add(expunge, tmp_path, "second", tiny_examples[2:3], tiny_examples[6:])
+        if folder == "again":
+            with monkeypatch.context() as patch:
+                cut_off(patch, cut)
+                assert expunge(*command) == 130
+            assert Ledger(Path("ledger")).pending() == ("second",) and not caplog.messages
+        assert expunge(*command) == 0
+    assert "Going on from runs/first/model, which request 'first' left" in caplog.text
+    assert ("Request 'first' was carried out already" in caplog.text) == named
+    assert story(tmp_path / "again") == story(tmp_path / "straight")
+
+
+def cut_off(patch: pytest.MonkeyPatch, where: str) -> None:
+    """Ctrl-C right after the first entry, or in the run of the second request after it was trained."""
+    write_down, attack = Ledger.fulfil, pipeline.attack
+
+    def entered(*args: object, **kwargs: object) -> None:
+        write_down(*args, **kwargs)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    def attacked(path: Path, **kwargs: object) -> object:
+        if path.name == "second":
+            raise KeyboardInterrupt
+        return attack(path, **kwargs)  # type: ignore[arg-type]
+
+    if where == "entered":
+        patch.setattr(Ledger, "fulfil", entered)
+    else:
+        patch.setattr(pipeline, "attack", attacked)
+
+
+def test_without_the_last_model_nothing_goes_on(
+    expunge: Expunge,
+    model: Path,
+    tmp_path: Path,
+    tiny_examples: tuple[Example, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add(expunge, tmp_path, "first", tiny_examples[:2], tiny_examples[4:6])
+    assert expunge("apply", model, "--output", "runs", *SMALL) == 0
+    assert expunge("apply", model, "first", "--output", "runs", *SMALL) == 1
+    assert "'first' does not wait" in capsys.readouterr().err
+    add(expunge, tmp_path, "second", tiny_examples[2:3], tiny_examples[6:])
+    left = tmp_path / "runs" / "first" / "model"
+    kept = left.rename(tmp_path / "kept")
+    for there in (False, True):
+        assert expunge("apply", model, "--output", "runs", *SMALL) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert "The model that the ledger ends with is missing or was changed" in said and "runs/first/model" in said
+        if not there:
+            shutil.copytree(model, left)
+    assert not (tmp_path / "runs" / "second").exists()
+    assert expunge("apply", kept, "--output", "runs", *SMALL) == 0
 
 
 def test_requests_that_cannot_be(
@@ -181,11 +272,76 @@ def test_a_projection_begins_with_what_earlier_requests_removed(
     one, two = (load_rows(tmp_path / "ledger" / "removed" / f"{name}.safetensors") for name in ("first", "second"))
     assert one.keys() == two.keys() and all(len(one[block]) == 1 and len(two[block]) == 2 for block in one)
     assert all(torch.allclose(one[block] @ two[block].T @ two[block], one[block], atol=1e-6) for block in one)
-    file = ledger.removed()
-    assert file is not None and ledger.fulfilled()["second"].removed
+    entry, file = ledger.carried(MLP_ROWS) or (None, Path())
+    assert entry == ledger.fulfilled()["second"] and entry.carries == "rows at mlp"
     file.write_bytes(b"else")
     add(expunge, tmp_path, "third", tiny_examples[3:4], tiny_examples[6:])
     assert expunge("apply", "runs/second/model", "--output", "runs", *projected) == 1
+
+
+def in_turn(expunge: Expunge, tmp_path: Path, examples: tuple[Example, ...], *methods: str) -> int:
+    """One request after another by `methods`, each on the model before it; what the last command gave."""
+    code, last = 0, tmp_path / "model"
+    for fact, method in zip(examples, methods, strict=False):
+        name = fact.subject
+        add(expunge, tmp_path, name, (fact,), examples[4:])
+        rows = ("--set", "rank=1", "--set", "init=random") if method.startswith("mrp") else ()
+        steps = ("--set", "max_steps=1", "--set", "stop_log_odds=null", "--attacks", "quantise")
+        code = expunge("apply", last, "--output", "runs", "--method", method, *rows, *steps)
+        last = tmp_path / "runs" / name / "model"
+    return code
+
+
+def test_adapters_are_not_fused_past_another_method(
+    expunge: Expunge,
+    model: Path,
+    tmp_path: Path,
+    tiny_examples: tuple[Example, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert in_turn(expunge, tmp_path, tiny_examples, "eul", "eul", "graddiff", "eul") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Request 'cyd', by graddiff, came after the adapters of request 'bob'" in said
+    assert "Take a method without fused adapters" in said
+    assert Ledger(tmp_path / "ledger").pending() == ("dan",) and not (tmp_path / "runs" / "dan").exists()
+    recipe = Recipe.load(tmp_path / "runs" / "bob" / "recipe.yaml")
+    assert recipe.settings["parametrization.earlier"].endswith("ada.safetensors")
+
+
+def test_each_method_begins_with_what_its_own_kind_left(
+    expunge: Expunge, model: Path, tmp_path: Path, tiny_examples: tuple[Example, ...]
+) -> None:
+    assert in_turn(expunge, tmp_path, tiny_examples, "mrp", "eul", "mrp_code", "mrp") == 0
+    done = Ledger(tmp_path / "ledger").fulfilled()
+    assert [entry.carries for entry in done.values()] == [MLP_ROWS, ADAPTERS, "rows at block", MLP_ROWS]
+    earlier = [Recipe.load(tmp_path / "runs" / n / "recipe.yaml").settings.get("parametrization.earlier") for n in done]
+    assert earlier == [None, None, None, str(Path("ledger") / "removed" / "ada.safetensors")]
+    # Neither the rows at whole blocks nor what another method trained since came in between.
+    first, blocks, last = (load_rows(tmp_path / "ledger/removed" / f"{n}.safetensors") for n in ("ada", "cyd", "dan"))
+    assert all(len(blocks[b]) == 1 and len(last[b]) == 2 for b in first)
+    down = load_tensors(tmp_path / "runs" / "dan" / "model" / "model.safetensors")[
+        "model.layers.1.mlp.down_proj.weight"
+    ]
+    assert (last[1] @ down).norm() < 1e-5 * down.norm()
+    assert torch.allclose(first[1] @ last[1].T @ last[1], first[1], atol=1e-6)
+    assert attached(load_model(tmp_path / "runs" / "dan" / "model").model).keys() == blocks.keys()
+
+
+def test_what_is_forgotten_later_is_not_taught_to_attack_an_earlier_request(
+    expunge: Expunge, model: Path, tmp_path: Path, tiny_examples: tuple[Example, ...]
+) -> None:
+    taught = write(tmp_path / "taught.jsonl", *tiny_examples[2:4])
+    files = write(tmp_path / "f.jsonl", tiny_examples[0]), write(tmp_path / "r.jsonl", *tiny_examples[5:])
+    assert expunge("add", "--forget", files[0], "--retain", files[1], "--attack", taught, "--id", "first") == 0
+    add(expunge, tmp_path, "second", tiny_examples[2:3], (*tiny_examples[3:4], *tiny_examples[6:]))
+    grid = ("--set", "relearn-related.max_steps=1", "--set", "relearn-related.eval_every=1")
+    attacks = ("--attacks", "relearn-related,quantise", "--set", "relearn-related.learning_rates=[1e-5]", *grid)
+    assert expunge("apply", model, "--output", "runs", *STEP, *attacks) == 0
+    found = [tmp_path / "runs" / place for place in ("first/attacks", "second/earlier/first")]
+    trained = [json.loads((folder / "relearn-related.json").read_text())["trained_ids"] for folder in found]
+    assert trained == [[e.id for e in tiny_examples[2:4]], [tiny_examples[3].id]]
+    kept = (tmp_path / "runs" / "second.retain.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in kept} == {e.prompt for e in tiny_examples[5:]}
 
 
 def test_a_suite_may_be_asked_for_by_name(

@@ -69,9 +69,10 @@ def test_the_attack_that_brought_back_most_is_told() -> None:
     assert (unknown.attack, unknown.recovery) == ("relearn-related", None)
 
 
-def test_an_entry_from_before_there_was_a_lead_keeps_its_hash() -> None:
+def test_an_entry_from_before_there_were_later_fields_keeps_its_hash() -> None:
     entry = Entry(kind="fulfilled", request="a", time="2026", previous="", before=5.0)
-    told = {key: value for key, value in entry.model_dump(mode="json").items() if key != "lead"}
+    later = {"lead", "carries", "beside"}
+    told = {key: value for key, value in entry.model_dump(mode="json").items() if key not in later}
     assert entry.digest() == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     assert Entry.model_validate(told) == entry
     assert entry.model_copy(update={"lead": 5.0}).digest() != entry.digest()

@@ -1,33 +1,43 @@
 """Requests carried out one after another, each from the model that the one before it left.
 
-For request t the retain side is its own and that of the requests before it, without any fact that had to go; what they
-made go is held (`Request.hold`), and a projection begins with the rows that they removed. Afterwards all requests so
-far are scored and attacked again. The ledger is written last: an interrupted run goes on when called again, and until
-then the last good model is the one that the ledger ends with.
+For request t the retain side is its own and that of the requests before it, without any fact that had to go or that an
+attack of any request teaches; what they made go is held (`Request.hold`), and a method begins with what the last one of
+its kind left: a projection with the rows that were removed, also where other methods came between; adapters only where
+none did, as they are fused into the weights of the start and would undo it. Afterwards all requests so far are scored
+and attacked again. The ledger is written last: an interrupted run goes on when called again, and until then the last
+good model is the one that the ledger ends with.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from expunge import pipeline
 from expunge.attacking import stored_attack
-from expunge.continual.ledger import Entry, Ledger, Standing
+from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, joint_retain, without
 from expunge.continual.standing import Known, standing
 from expunge.data.example import Example
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
 from expunge.measure import score_sets
+from expunge.models.load import model_folder
 from expunge.models.scores import summarise
 from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
+from expunge.unlearning.parametrizations.base import Parametrization
+from expunge.unlearning.parametrizations.fused import FusedLoRA
+from expunge.unlearning.parametrizations.projection import Projection
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,21 +59,31 @@ class Requests:
     def fulfil(self, model: str, names: Sequence[str] = ()) -> list[Entry]:
         """Carry out `names`, or all that wait, on the checkpoint `model`; their entries.
 
+        A model that an earlier request began with stands for the one that the ledger ends with, and of `names` those
+        that were carried out already are left out: so the call that was cut goes on.
+
         Raises:
-            InputError: a name is not waiting, or the model is not the one that the ledger ends with.
+            InputError: none of `names` waits, or the model is neither the one that the ledger ends with nor one that
+                led to it, or an earlier request left something that the method would undo.
         """
-        waiting = self.ledger.pending()
-        if wrong := [name for name in names if name not in waiting]:
+        waiting, done = self.ledger.pending(), self.ledger.fulfilled()
+        wrong = [name for name in names if name not in waiting and name not in done]
+        if names and not set(names) & set(waiting):
+            wrong = list(names)
+        if wrong:
             raise InputError(
                 f"The request {wrong[0]!r} does not wait.", str(self.ledger.file), "See `expunge request list`."
             )
-        require_last_model(self.ledger, model)
-        done = []
+        model = going_on_from(self.ledger, model, self.shared.get("revision"))
+        entries = []
         for name in names or waiting:
+            if name in done:
+                _log.warning("Request %r was carried out already, and is left out.", name)
+                continue
             self._fulfil(name, model)
-            done.append(self.ledger.fulfilled()[name])
+            entries.append(self.ledger.fulfilled()[name])
             model = str(self._run(name).model)
-        return done
+        return entries
 
     def _fulfil(self, name: str, model: str) -> None:
         request = self.ledger.request(name)
@@ -73,26 +93,33 @@ class Requests:
         results = [stored_attack(file) for file in sorted(folder.attacks.glob("*.json"))]
         own = standing(record.scores.forget.after, results, known)
         standings = {name: own, **self._earlier(name, recipe, folder)}
+        left = folder.removed if folder.removed.is_file() else None
+        after = folder_hashes(folder.model)
         self.ledger.fulfil(
             name,
             {
                 "method": recipe.method,
                 "run": str(folder.path),
                 "model_before": weight_files(read_json(folder.source)["hashes"]),
-                "model_after": weights_of(folder.model),
+                "model_after": weight_files(after),
                 "verdict": record.verdict,
                 "before": known.log_odds,
                 "lead": known.lead,
+                "carries": _kind(pipeline.check(recipe)[0].parametrization) if left else "",
+                "beside": _beside(after),
                 "standings": standings,
             },
-            folder.removed if folder.removed.is_file() else self.ledger.removed(),
+            left,
         )
 
     def _earlier(self, name: str, recipe: Recipe, folder: RunFolder) -> dict[str, Standing]:
         """How the requests before `name` stand in the model that its run left."""
         found = {}
-        for other, entry in self.ledger.fulfilled().items():
+        done = self.ledger.fulfilled()
+        gone = [example for other in (*done, name) for example in self.ledger.request(other).forget]
+        for other, entry in done.items():
             request = self.ledger.request(other)
+            request = replace(request, attack=tuple(without(request.attack, gone)))
             told = Named(self.progress or Silent(), f"{name}: {other}")
             (now,) = score_sets(str(folder.model), recipe, request.forget)
             results = pipeline.attack_checkpoint(
@@ -102,21 +129,47 @@ class Requests:
         return found
 
     def _recipe(self, name: str, request: Request, model: str) -> Recipe:
-        """The recipe of the run, its data files those of the ledger and the joint retain side."""
+        """The recipe of the run: its data files are those of the ledger, the joint retain side, and what is held.
+
+        Facts that earlier requests forgot are left out of its attack set.
+        """
         stored = self.ledger.folder / "requests"
         done = self.ledger.fulfilled()
         earlier = [self.ledger.request(other) for other in done]
-        retain = self._written(f"{name}.retain.jsonl", _retain(name, request, earlier))
+        retain = joint_retain((*earlier, request), map(self.ledger.request, self.ledger.received()))
+        if not retain:
+            raise InputError("Nothing is left to retain.", f"request {name}", "First carry out one with a retain set.")
         test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}
         test |= {f"request_{other}": str(stored / other / "forget.jsonl") for other in done}
-        data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "retain": str(retain), "test": test}
-        if hold := [example for other in earlier for example in other.forget]:
+        data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "test": test}
+        data["retain"] = str(self._written(f"{name}.retain.jsonl", retain))
+        hold = [example for other in earlier for example in other.forget]
+        if hold:
             data["hold"] = str(self._written(f"{name}.hold.jsonl", hold))
-        if request.attack:
+        taught = without(request.attack, hold)
+        if len(taught) < len(request.attack):
+            data |= {"attack": str(self._written(f"{name}.attack.jsonl", taught))} if taught else {}
+        elif taught:
             data["attack"] = str(stored / name / "attack.jsonl")
         keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
-        recipe = Recipe.of(keys, f"request {name}")
-        return pipeline.continued(recipe, self.ledger.removed())
+        return self._continued(Recipe.of(keys, f"request {name}"))
+
+    def _continued(self, recipe: Recipe) -> Recipe:
+        """The recipe with what the last method of its kind left; InputError where adapters would undo a request."""
+        kind = _kind(pipeline.check(recipe)[0].parametrization)
+        if (carried := self.ledger.carried(kind)) is None:
+            return recipe
+        left, file = carried
+        done = list(self.ledger.fulfilled().values())
+        if kind == ADAPTERS and done[-1].model_after != left.model_after:
+            since = next(entry for entry in done[done.index(left) :] if entry.model_after != left.model_after)
+            raise InputError(
+                f"Request {since.request!r}, by {since.method}, came after the adapters of request {left.request!r}, "
+                "and fusing more of these would undo it.",
+                f"method {recipe.method}",
+                "Take a method without fused adapters for this request and for those after it.",
+            )
+        return pipeline.continued(recipe, file)
 
     def _written(self, name: str, examples: Sequence[Example]) -> Path:
         """A file of examples beside the runs."""
@@ -130,54 +183,96 @@ class Requests:
 
 
 def verify(ledger: Ledger, model: str) -> list[str]:
-    """What was checked and holds: the chain, the stored requests, and that `model` is what the ledger ends with.
+    """What was checked and holds: the chain of hashes, the stored requests, that each request began with the model that
+    the one before it left, and that `model` is what the ledger ends with.
 
     Raises:
         InputError: something does not hold.
     """
-    entries = ledger.entries()
+    entries, done = ledger.entries(), list(ledger.fulfilled().values())
     for name in ledger.received():
         ledger.request(name)
-    if not ledger.fulfilled():
+    if not done:
         raise InputError("No request was carried out yet.", str(ledger.file), "Run `expunge request apply` first.")
-    require_last_model(ledger, model)
-    last = next(entry for entry in reversed(entries) if entry.kind == "fulfilled")
+    for before, after in pairwise(done):
+        if after.model_before != before.model_after:
+            raise InputError(
+                f"Request {after.request!r} did not begin with the model that request {before.request!r} left, so what "
+                "was done for that one need not be in this model.",
+                str(ledger.file),
+                f"Take {before.request!r} in again in a new ledger that begins with {done[-1].run}/model.",
+            )
+    last = done[-1]
+    if not Path(model).is_dir():
+        raise InputError("There is no model in this place.", model, f"The last one was left in {last.run}.")
+    found = folder_hashes(Path(model))
+    if weight_files(found) != last.model_after:
+        raise _another_model(last, model)
+    if last.beside and (other := sorted(name for name, _ in last.beside.items() ^ _beside(found).items())):
+        raise InputError(
+            f"The weights are those that request {last.request!r} left, but {other[0]} is not.",
+            model,
+            f"Restore it from {last.run}/model.",
+        )
+    what = "weights, config and tokenizer" if last.beside else "weights"
     return [
         f"ledger: {len(entries)} entries, each with the hash of the one before it; the last is {entries[-1].digest()}",
         f"requests: the data of {len(ledger.received())} are those received",
-        f"model: the one that request {last.request!r} left on {last.time}",
+        f"models: each of {len(done)} requests began with the one that the request before it left",
+        f"model: {what} are those that request {last.request!r} left on {last.time}",
     ]
 
 
-def require_last_model(ledger: Ledger, model: str) -> None:
-    """InputError unless `model` has the weights that the ledger ends with; any will do for a ledger without runs."""
-    last = next((entry for entry in reversed(ledger.entries()) if entry.kind == "fulfilled"), None)
-    if last is None:
-        return
-    if not Path(model).is_dir():
-        raise InputError("There is no model in this place.", model, f"The last one was left in {last.run}.")
-    if weights_of(Path(model)) != last.model_after:
+def going_on_from(ledger: Ledger, model: str, revision: str | None = None) -> str:
+    """The checkpoint to begin with where `model` is given: itself if the ledger ends with it or has no runs, or, where
+    an earlier request began with it, the one that the ledger ends with.
+
+    Raises:
+        InputError: it is another model, or the one that the ledger ends with is not where it was left.
+    """
+    done = list(ledger.fulfilled().values())
+    if not done:
+        return model
+    last, given = done[-1], _weights(model_folder(model, revision))
+    if given == last.model_after:
+        return model
+    if given not in [entry.model_before for entry in done]:
+        raise _another_model(last, model)
+    left = RunFolder(Path(last.run)).model
+    if not left.is_dir() or _weights(left) != last.model_after:
         raise InputError(
-            "This is not the model that the ledger ends with.",
-            model,
-            f"Request {last.request!r} left it in {last.run}/model.",
+            "The model that the ledger ends with is missing or was changed.",
+            str(left),
+            f"Give the folder where you keep what request {last.request!r} left.",
         )
+    _log.warning("Going on from %s, which request %r left; the chain began with %s.", left, last.request, model)
+    return str(left)
 
 
-def weights_of(folder: Path) -> dict[str, str]:
-    """sha256 of each weight file of a checkpoint."""
+def _another_model(last: Entry, model: str) -> InputError:
+    return InputError(
+        "This is not the model that the ledger ends with.",
+        model,
+        f"Request {last.request!r} left it in {last.run}/model.",
+    )
+
+
+def _weights(folder: Path) -> dict[str, str]:
     return weight_files(folder_hashes(folder))
 
 
-def _retain(name: str, request: Request, earlier: Sequence[Request]) -> list[Example]:
-    """What this request and those before it keep, without what any request so far wants forgotten."""
-    gone = {(e.prompt, e.answer) for each in (*earlier, request) for e in each.forget}
-    attacks = {(e.prompt, e.answer) for e in request.attack}
-    kept = {(e.prompt, e.answer): e for each in (*earlier, request) for e in each.retain}
-    found = [example for key, example in kept.items() if key not in gone | attacks]
-    if not found:
-        raise InputError("Nothing is left to retain.", f"request {name}", "Give a retain set with the request.")
-    return found
+def _beside(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Those of a checkpoint's hashes that are of its config, tokenizer and templates."""
+    return {name: digest for name, digest in hashes.items() if name.endswith((".json", ".txt", ".model", ".jinja"))}
+
+
+def _kind(parametrization: Parametrization) -> str:
+    """Of what a run leaves for later ones: rows of another site, or another parametrization's file, are of no use."""
+    if isinstance(parametrization, FusedLoRA):
+        return ADAPTERS
+    if isinstance(parametrization, Projection):
+        return f"rows at {parametrization.site}"
+    return type(parametrization).__name__
 
 
 def _known(model: str, recipe: Recipe, request: Request) -> Known:

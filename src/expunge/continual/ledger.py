@@ -2,7 +2,7 @@
 
     LEDGER/ledger.json          entries in order, each with the sha256 of the one before it
     LEDGER/requests/<id>/       what was asked, as `Request.save` writes it
-    LEDGER/removed/<id>.safetensors     what projections had removed by then, where the method makes some
+    LEDGER/removed/<id>.safetensors     what the run left for later ones of its kind, such as the rows of a projection
 
 Entries are only ever added. Whoever changes an old one breaks the chain of hashes, and `check` says where.
 """
@@ -13,14 +13,15 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import safe_open
 
 from expunge.data.example import Example
 from expunge.errors import InputError, nearest
@@ -28,6 +29,13 @@ from expunge.models.storage import atomic_write_text, sha256
 from expunge.request import Request
 
 VERSION = 1
+
+ADAPTERS: Final = "adapters"
+MLP_ROWS: Final = "rows at mlp"
+"""Kinds of carried files that there are in ledgers whose entries do not name them yet."""
+
+_LATER: Final[dict[str, Any]] = {"lead": None, "carries": "", "beside": {}}
+"""Fields that the first ledgers did not have, each with what stands there without a value."""
 
 
 class Standing(BaseModel):
@@ -64,7 +72,9 @@ class Entry(BaseModel):
         verdict: of the run's record.
         before: log-odds of the forget items before anything was done for this request.
         lead: likewise, how far they stood above made-up subjects; None where too few have one.
-        removed: sha256 of the file of what projections had removed; empty for other methods.
+        removed: sha256 of the file that the run left for later ones of its kind; empty for most methods.
+        carries: the kind of that file, such as "rows at mlp".
+        beside: sha256 of the config, tokenizer and template files beside the weights of `model_after`.
         standings: of this request and of all that were fulfilled before it, by id, in the model that the run left.
     """
 
@@ -84,11 +94,14 @@ class Entry(BaseModel):
     before: float | None = None
     lead: float | None = None
     removed: str = ""
+    carries: str = ""
+    beside: dict[str, str] = Field(default_factory=dict)
     standings: dict[str, Standing] = Field(default_factory=dict)
 
     def digest(self) -> str:
-        """sha256 of the entry; one without `lead` is as it was before there was such a field."""
-        told = self.model_dump(mode="json", exclude={"lead"} if self.lead is None else None)
+        """sha256 of the entry; one without the later fields is as it was before there were such."""
+        own = self.model_dump(mode="json")
+        told = {name: value for name, value in own.items() if name not in _LATER or value != _LATER[name]}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -154,13 +167,24 @@ class Ledger:
             raise InputError("The data of a request are not those received.", str(folder))
         return request
 
-    def removed(self) -> Path | None:
-        """The file of what projections have removed so far, or None; InputError if it is another than was kept."""
-        kept = [entry for entry in self.entries() if entry.removed]
+    def carried(self, kind: str) -> tuple[Entry, Path] | None:
+        """The last file of that kind and the entry whose run left it, or None; InputError for another than was kept."""
+        kept = [entry for entry in self.entries() if entry.removed and self._kind(entry) == kind]
         if not kept:
             return None
-        path = self._removed(kept[-1].request)
-        if not path.is_file() or sha256(path) != kept[-1].removed:
+        left = next(entry for entry in kept if entry.removed == kept[-1].removed)  # old ledgers have copies of it since
+        return left, self._kept_file(kept[-1])
+
+    def _kind(self, entry: Entry) -> str:
+        """What the file of an entry is; in old ledgers its tensors tell."""
+        if entry.carries:
+            return entry.carries
+        with safe_open(self._kept_file(entry), framework="numpy") as file:
+            return MLP_ROWS if all(name.startswith("block.") for name in file.keys()) else ADAPTERS  # noqa: SIM118
+
+    def _kept_file(self, entry: Entry) -> Path:
+        path = self._removed(entry.request)
+        if not path.is_file() or sha256(path) != entry.removed:
             raise InputError("What earlier requests removed is missing or was changed.", str(path))
         return path
 
@@ -168,8 +192,8 @@ class Ledger:
         """Take in a request; what a reader should know about it, in sentences.
 
         Raises:
-            InputError: the id is taken or cannot be a folder's name, a fact was asked for already, or the request wants
-                to keep what another had removed.
+            InputError: the id is taken or cannot be a folder's name, a fact was asked for already, the request wants to
+                keep what it or another had removed, or a request that waits would have nothing to retain.
         """
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise InputError("A request's id must be usable as a folder's name.", repr(name), "Use letters and digits.")
@@ -177,11 +201,14 @@ class Ledger:
             received, done = self.received(), self.fulfilled()
             if name in received:
                 raise InputError(f"There is a request {name!r} already.", str(self.file), "Give another --id.")
+            _refuse_unwanted(request, request, "this request")
             notes: list[str] = []
-            for other, entry in received.items():
-                earlier = self._stored(entry)
+            known = {other: self._stored(received[other]) for other in (*done, *self.pending())}
+            for other, earlier in known.items():
                 _refuse_repeats(request, earlier, other, fulfilled=other in done)
+                _refuse_unwanted(request, earlier, f"request {other!r}")
                 notes += _overlaps(request, earlier, other)
+            _refuse_no_retain(request, name, known, self.pending())
             request.save(self.folder / "requests" / name)
             self._append({"kind": "received", "request": name, "reason": reason, "data": request.hashes()})
         return notes
@@ -192,11 +219,21 @@ class Ledger:
         Args:
             name: the request's id.
             values: fields of its entry.
-            removed: file of what projections have removed by now; a copy is kept.
+            removed: the file that its run left for later ones of its kind; a copy is kept.
+
+        Raises:
+            InputError: it does not wait, or its run began with another model than the ledger ends with.
         """
         with self._locked():
             if name not in self.pending():
                 raise InputError(f"The request {name!r} does not wait.", str(self.file))
+            last = next(reversed(self.fulfilled().values()), None)
+            if last and values.get("model_before") != last.model_after:
+                raise InputError(
+                    "The ledger ends with another model than this run began with.",
+                    f"request {name}, {values.get('run', 'its run')}",
+                    f"Remove that folder and carry the request out on {last.run}/model, which {last.request!r} left.",
+                )
             digest = ""
             if removed is not None:
                 self._removed(name).parent.mkdir(exist_ok=True)
@@ -220,6 +257,18 @@ class Ledger:
         return FileLock(self.folder / ".lock")
 
 
+def without(examples: Iterable[Example], *others: Iterable[Example]) -> list[Example]:
+    """Those of `examples` whose fact none of `others` holds."""
+    known = {_fact(e) for each in others for e in each}
+    return [e for e in examples if _fact(e) not in known]
+
+
+def joint_retain(so_far: Sequence[Request], received: Iterable[Request]) -> list[Example]:
+    """What the requests `so_far` keep, without what one of them wants forgotten or any of `received` attacks with."""
+    kept = {_fact(e): e for each in so_far for e in each.retain}
+    return without(kept.values(), *(each.forget for each in so_far), *(each.attack for each in received))
+
+
 def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled: bool) -> None:
     if again := _shared(request.forget, earlier.forget):
         state = "was fulfilled already" if fulfilled else "waits already"
@@ -228,12 +277,30 @@ def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled
             f"{again[0].prompt[:80]!r} -> {again[0].answer[:40]!r}",
             "Leave them out.",
         )
+
+
+def _refuse_unwanted(request: Request, other: Request, named: str) -> None:
     for name, examples in (("retain", request.retain), ("attack", request.attack)):
-        if kept := _shared(examples, earlier.forget):
+        if kept := _shared(examples, other.forget):
             raise InputError(
-                f"The {name} set holds {len(kept)} facts that request {other!r} wants forgotten.",
+                f"The {name} set holds {len(kept)} facts that {named} wants forgotten.",
                 f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
                 f"Leave them out of --{name}.",
+            )
+
+
+def _refuse_no_retain(request: Request, name: str, known: Mapping[str, Request], waiting: Sequence[str]) -> None:
+    """InputError where, carried out in order, this request or one that waits would have nothing to retain; one that had
+    nothing before waits for another."""
+    order = {**known, name: request}
+    before, after = tuple(known.values()), tuple(order.values())
+    for number, each in enumerate(order, start=1):
+        asked = each == name or (each in waiting and joint_retain(before[:number], before))
+        if asked and not joint_retain(after[:number], after):
+            raise InputError(
+                f"Nothing would be left to retain for request {each!r}.",
+                "neither in its own retain set nor in those of requests before it",
+                "Give facts with --retain that no request forgets or attacks with.",
             )
 
 
@@ -241,11 +308,22 @@ def _overlaps(request: Request, earlier: Request, other: str) -> Iterable[str]:
     """What is allowed and worth knowing."""
     if dropped := _shared(request.forget, earlier.retain):
         yield f"{len(dropped)} facts were kept for request {other!r}; from now on they are not."
+    if tried := _shared(request.forget, earlier.attack):
+        yield f"{len(tried)} facts are in the attack set of request {other!r}; once forgotten, its attacks do without."
+    if tried := _shared(request.retain, earlier.attack):
+        yield f"{len(tried)} facts to retain are in the attack set of request {other!r}; training does not see them."
+    if kept := _shared(request.attack, earlier.retain):
+        yield f"{len(kept)} facts to attack with were kept for request {other!r}; from now on they are not."
     subjects = {e.subject for e in request.forget if e.subject} & {e.subject for e in earlier.forget}
     if subjects:
         yield f"Request {other!r} is about {', '.join(sorted(subjects)[:3])} too, with other facts."
 
 
 def _shared(some: Iterable[Example], others: Iterable[Example]) -> list[Example]:
-    known = {(e.prompt, e.answer) for e in others}
-    return [e for e in some if (e.prompt, e.answer) in known]
+    known = {_fact(e) for e in others}
+    return [e for e in some if _fact(e) in known]
+
+
+def _fact(example: Example) -> tuple[str, ...]:
+    """Prompt and answer, whatever their case and white space."""
+    return tuple(" ".join(text.split()).casefold() for text in (example.prompt, example.answer))
