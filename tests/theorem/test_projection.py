@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,9 @@ def test_layers_are_all_but_the_first_those_named_or_those_with_most_energy_outs
     assert chosen(layers=(-1, 0)) == [0, 3]
     assert chosen() == [1, 3]
     assert chosen(init="random", n_layers=2) == [1, 3]
+    drawn = sorted(random.Random(0).sample([1, 2, 3], 2))
+    assert chosen(init="random", n_layers=2, layers_by="seed") == drawn
+    assert chosen(n_layers=2, layers_by="seed") == [block for block in drawn if block != 2]
 
 
 @pytest.mark.parametrize(

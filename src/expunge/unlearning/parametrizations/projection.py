@@ -23,6 +23,7 @@ rows begin with length 1: a learning rate of 1e-2 is usual, not 1e-5.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,8 +70,9 @@ class Projection(Parametrization):
     Args:
         rank: k, rows per block; fewer where the forget states have no more directions of their own.
         layers: indices of blocks; negative ones count from the end; empty for all but the first.
-        n_layers: of these, only the so many whose forget states have the largest share of their energy outside the
-            retain subspace; 0 for all.
+        n_layers: only so many of these; 0 for all.
+        layers_by: which these are: "energy", those whose forget states have the largest share of their energy outside
+            the retain subspace, or "seed", drawn with the run's seed.
         site: "mlp", or "block": the output of the whole block, which does not fold.
         train: "new" rows only, or "combined": those of earlier requests too, which then may lose what they removed; or
             "weights": all weights of the model and no row, which stay what `init` and earlier requests made of them.
@@ -89,6 +91,7 @@ class Projection(Parametrization):
     rank: int = 4
     layers: tuple[int, ...] = ()
     n_layers: int = 0
+    layers_by: Literal["energy", "seed"] = "energy"
     site: OutputSite = "mlp"
     train: Train = "new"
     init: Init = "paper"
@@ -118,7 +121,7 @@ class Projection(Parametrization):
         modules = {block: self._module(arch, block) for block in blocks}
         moments = partial(output_moments, arch, modules, width(arch.linears[0]["down"]))
         states = self._states(moments, fixed, material)
-        taken = self._taken(*states) if states else list(modules)
+        taken = self._taken(list(modules), states, seed)
         spared = self._spared(taken, moments, model, fixed, states, material)
         new = self._initial_rows(taken, fixed, spared, seed, states)
         if not new:
@@ -175,7 +178,8 @@ class Projection(Parametrization):
         self, moments: Callable[..., Statistics], fixed: Rows, material: Material | None
     ) -> tuple[Statistics, Statistics] | None:
         """Of the forget and the retain items, by block; None where nothing asks for them."""
-        if self.init == "random" and not (self.n_layers or self.keep_sinks or self.spare_text):
+        ranked = self.n_layers and self.layers_by == "energy"
+        if self.init == "random" and not (ranked or self.keep_sinks or self.spare_text):
             return None
         if material is None:
             raise InputError("This projection begins at what the data say, and there are none.", f"init={self.init}")
@@ -225,10 +229,13 @@ class Projection(Parametrization):
             found = {b: begin(forget[b], retain[b], self.energy, self.rank, spared[b]) for b in taken}
         return {block: rows.to(fixed[block]) for block, rows in found.items() if len(rows)}
 
-    def _taken(self, forget: Mapping[int, Moments], retain: Mapping[int, Moments]) -> list[int]:
-        """All blocks, or the `n_layers` with the largest share of forget energy outside the retain subspace."""
-        if not self.n_layers:
-            return list(forget)
+    def _taken(self, blocks: list[int], states: tuple[Statistics, Statistics] | None, seed: int) -> list[int]:
+        """The `n_layers` of the blocks that `layers_by` says, or all."""
+        if not 0 < self.n_layers < len(blocks):
+            return blocks
+        if states is None or self.layers_by == "seed":
+            return sorted(random.Random(seed).sample(blocks, self.n_layers))
+        forget, retain = states
         share = {b: outside_share(forget[b].second, leading(retain[b].second, self.energy)) for b in forget}
         return sorted(sorted(share, key=lambda block: -share[block])[: self.n_layers])
 
