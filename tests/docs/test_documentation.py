@@ -11,6 +11,7 @@ import pytest
 
 from expunge.attacks.catalogue import make_attack
 from expunge.bench.grid import Grid
+from expunge.data.sources import read_examples
 from expunge.recipe import Recipe
 from expunge.settings import read_yaml
 from expunge.unlearning.arguments import UnlearnArguments
@@ -44,6 +45,24 @@ def test_recipes_are_valid_and_say_how_to_run_them(path: Path) -> None:
         for name, settings in recipe.attacks.items():
             make_attack(name, settings)
     assert f"expunge run recipes/{path.name}" in path.read_text().splitlines()[0]
+
+
+def test_examples_of_data_are_read_with_all_their_fields(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```jsonl\n(.*?)```", (ROOT / "docs" / "reference" / "data.md").read_text(), re.DOTALL)
+    (tmp_path / "facts.jsonl").write_text(block)
+    examples = read_examples(tmp_path / "facts.jsonl")
+    assert all(example.options and example.subject in example.prompt for example in examples)
+    assert any(example.paraphrases for example in examples)
+
+
+def test_the_page_of_recipes_has_inherited_settings_and_nothing_that_is_none() -> None:
+    sections = re.split(r"\n##+ ", (ROOT / "docs" / "reference" / "recipe.md").read_text())
+    keys = {text.partition("\n")[0]: set(re.findall(r"^\* .*?`(\w+)`", text, re.MULTILINE)) for text in sections}
+    shared = {"learning_rates", "seeds", "max_steps", "eval_every", "batch_size", "lora_rank"}
+    assert keys["attacks: relearn-related"] == keys["attacks: relearn-syntactic"] == shared
+    assert keys["attacks: relearn-benign"] == {*shared, "file"}
+    assert {"restore", "hold_earlier", "hold"} <= keys["objective: counterfactual"]
+    assert "InputError" not in set().union(*keys.values())
 
 
 @pytest.mark.parametrize(
