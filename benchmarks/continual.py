@@ -56,10 +56,10 @@ seed allow, Wilson). *Forgotten*: mean over all requests at the end. *Last reque
 earlier one far above 0 has come back. *GB at most*: of the whole process, model, libraries and scoring included.
 *Relearnt*: the last model fine-tuned on half of the first request; recovery R of its other half / of all other
 requests together (0 nothing came back, 1 everything; on `people` against the gold model that never knew, on
-`world_facts...` against ignorance or made-up subjects, whichever says more, else against ignorance), as an ordinary
-checkpoint (*merged*), with the projections as hooks that cannot be moved (*frozen*), or folded in again after every
-step of the attacker (*reapplied*). Whoever deletes the hooks of an unmerged projection has the model of the start
-again: R is 1 without an attack. Methods that stop at ignorance hold earlier requests while a later one is carried out;
+`world_facts...` against ignorance or made-up subjects, whichever gives the larger recovery, else against ignorance),
+as an ordinary checkpoint (*merged*), with the projections as hooks that cannot be moved (*frozen*), or folded in again
+after every step of the attacker (*reapplied*). Where rows alone were trained and not merged, whoever deletes the hooks
+has the model of the start again: R is 1 without an attack. Methods that stop at ignorance hold earlier requests while a later one is carried out;
 `..._unheld` leaves them to themselves (those records are from before there was a hold).
 """
 BESIDE = """

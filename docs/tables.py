@@ -1,0 +1,182 @@
+"""Tables of the README and of how-to pages, from stored records and from the rows beside the pages of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from expunge.bench.standings import leads, mean_standing, shares
+from expunge.continual.record import HELD_OUT, RETAIN, Course
+
+ROOT = Path(__file__).parent.parent
+COURSES = ROOT / "docs" / "results" / "records" / "continual" / "world_facts_ten"
+
+
+def claims() -> str:
+    """One line per claim of speed and memory that a benchmark measured."""
+    lines = ["| claim | measured | bar |", "|---|---|---|"]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]:
+            sign = ">=" if claim["at_least"] else "<="
+            missed = "" if claim["met"] else " (missed)"
+            lines.append(f"| {claim['what']} | {claim['value']:.3g}{missed} | {sign} {claim['bar']:g} |")
+    return "\n".join(lines) + "\n"
+
+
+HISTORY = ("two_folds", "constant_rate")
+"""What durable was long ago: on the page of results only."""
+
+BEFORE_TWINS = {
+    "graddiff": "graddiff",
+    "bounded_relearning": "bounded_relearning",
+    "without_attacker": "bounded_without_attacker",
+    "bounded_relearning_ssiuu": "bounded_relearning_ssiuu",
+}
+"""Rows of `world_facts` in the README, whose other methods are on `world_facts_twins` too, and their names there."""
+
+
+def _rows(benchmark: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of docs/results/erase_or_hide.json on one benchmark: method -> attack -> row."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8")):
+        if row["benchmark"] == benchmark:
+            found.setdefault(row["method"], {})[row["attack"]] = row
+    return found
+
+
+def erase_or_hide(benchmark: str, called: Mapping[str, str] | None = None) -> str:
+    """Recovery by method and attack on `benchmark`; of the methods in `called`, by the names there, or of all."""
+    known = _rows(benchmark)
+    called = called or {method: method for method in known if method not in HISTORY}
+    own = {name: known[method] for method, name in called.items()}
+    attacks = sorted(
+        dict.fromkeys(attack for found in own.values() for attack in found),
+        key=lambda each: each not in ("harmful_0.3", "related"),
+    )
+    lines = [f"| method | seeds | {' | '.join(attacks)} | held-out | seconds |", "|" + "---|" * (len(attacks) + 4)]
+    for method, found in own.items():
+        cells = [_recovery(found[attack]) if attack in found else "" for attack in attacks]
+        some, seeds = next(iter(found.values())), sorted({len(row["seeds"]) for row in found.values()})
+        told = [
+            method,
+            " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0})),
+            *cells,
+            f"{some['held_out_after']:.2f}",
+            f"{some['seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+CHOICES = {
+    "durable": ("`durable`, the default", "down to what is said of made-up subjects, against simulated attackers"),
+    "durable_mrp": ("`durable_mrp`", "the same, but only a few rows of a projection are trained"),
+    "mrp_counterfactual": (
+        "`mrp`, `objective=counterfactual`, `retain_weight=1.2`",
+        "such rows with that objective, without an attacker",
+    ),
+    "repselect": ("`repselect`", "an edit along what only the forget facts use"),
+    "ssiuu_best": ("`ssiuu_best`", "graddiff; the neurons' influence against the answers may not grow"),
+    "graddiff": ("`graddiff`", "ascent on what must go, descent on what stays"),
+    "npo": ("`npo`", "negative preference optimization"),
+}
+"""The methods that choose_a_method.md compares: how each is chosen, and what it does."""
+
+
+def choices() -> str:
+    """What each method costs, what comes back and what stays: 24 facts at once."""
+    rows, attacks = _rows("world_facts_twins"), ("harmful_0.3", "related", "quantise")
+    lines = [
+        "| method | what it does | seeds | seconds | GB | back: harmful | related | 4 bits | stays: held-out |",
+        "|" + "---|" * 9,
+    ]
+    for method, (chosen, does) in CHOICES.items():
+        found = rows[method]
+        some = found["harmful_0.3"]
+        told = [chosen, does, str(len(some["seeds"])), f"{some['seconds']:.0f}", f"{some['peak_bytes'] / 1e9:.1f}"]
+        told += [*(f"{found[attack]['recovery']:.2f}" for attack in attacks), f"{some['held_out_after']:.2f}"]
+        lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+IN_REQUESTS = {
+    "durable": "`durable`",
+    "durable_mrp": "`durable_mrp`",
+    "durable_mrp_ten_blocks": "`durable_mrp`, `n_layers=10`, `keep_sinks=false`",
+    "graddiff": "`graddiff`",
+    "npo": "`npo`",
+}
+"""The methods that choose_a_method.md compares over ten requests, and how each is chosen."""
+
+
+def choices_in_requests() -> str:
+    """The same for ten requests, one after another."""
+    lines = [
+        "| method | seeds | seconds a request | GB | back: same request | other requests | stays: retained | held-out "
+        "| perplexity |",
+        "|" + "---|" * 9,
+    ]
+    for method, chosen in IN_REQUESTS.items():
+        courses = [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
+        last = [course.after[-1] for course in courses]
+        told = [
+            chosen,
+            str(len(courses)),
+            f"{fmean(moment.seconds for course in courses for moment in course.after):.0f}",
+            f"{fmean(moment.peak_bytes for moment in last) / 1e9:.1f}",
+            *(f"{fmean(found):.2f}" for found in shares(courses, "merged")),
+            *(f"{fmean(moment.sets[name].accuracy for moment in last):.2f}" for name in (RETAIN, HELD_OUT)),
+            f"{fmean(moment.perplexity for moment in last):.0f}",
+        ]
+        lines.append(f"| {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def continual() -> str:
+    """How ten requests end on world_facts, from their records, in the order of docs/results/continual.json."""
+    rows = json.loads((ROOT / "docs" / "results" / "continual.json").read_text(encoding="utf-8"))
+    own = [row for row in rows if row["benchmark"] == "world_facts_in_requests"]
+    lines = [
+        "| method | seeds | forgotten, log-odds | over made-up subjects | retained | held-out | perplexity "
+        "| relearnt: same | others |",
+        "|" + "---|" * 9,
+    ]
+    for method in dict.fromkeys(row["method"] for row in own):
+        courses = [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
+        last = [course.after[-1] for course in courses]
+        told = [
+            f"{fmean(map(mean_standing, courses)):+.2f}",
+            f"{fmean(fmean(leads(course, course.after[-1])) for course in courses):+.2f}",
+            *(f"{fmean(moment.sets[name].accuracy for moment in last):.2f}" for name in (RETAIN, HELD_OUT)),
+            f"{fmean(moment.perplexity for moment in last):.0f}",
+            *(f"{fmean(found):.2f}" if found else "" for found in shares(courses, "merged")),
+        ]
+        lines.append(f"| {method} | {len(courses)} | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict() -> str:
+    """How often the verdict was right on models of known truth, from docs/results/verdict.json."""
+    told = json.loads((ROOT / "docs" / "results" / "verdict.json").read_text(encoding="utf-8"))
+    lines = ["| models of known truth | right | 95 % interval | HIDDEN called ERASED |", "|---|---|---|---|"]
+    titles = {
+        "tuning": "those that fixed the thresholds",
+        "held_out": "held out",
+        "fresh": "made after the rule's last change",
+    }
+    for part, title in titles.items():
+        own = told[part]
+        share = (
+            f"{own['right']} of {own['models']} | {own['low']:.1%} to {own['high']:.1%} | {own['hidden_called_erased']}"
+        )
+        lines.append(f"| {title} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def _recovery(row: dict[str, float | None]) -> str:
+    """`0.93 [0.67, 1.13]`, or the value alone where one seed gives no interval."""
+    bounds = "" if row["ci_low"] is None else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+    return f"{row['recovery']:.2f}{bounds}"
