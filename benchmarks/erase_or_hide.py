@@ -48,6 +48,7 @@ FILES = {
     "world_facts_held_out": "world_facts_held_out.yaml",
     "world_facts_plateau": "world_facts_plateau.yaml",
     "world_facts_attacks": "world_facts_attacks.yaml",
+    "world_facts_unseen": "world_facts_unseen.yaml",
     "made_up": "made_up.yaml",
     "tofu": "tofu.yaml",
     "people": "people_methods.yaml",

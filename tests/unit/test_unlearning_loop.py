@@ -95,6 +95,17 @@ def test_a_run_that_went_too_far_goes_back_along_its_last_stretch() -> None:
     assert largest_difference(line, weights(model)) < 1e-6
 
 
+def test_weights_of_few_digits_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """After a bfloat16 1 comes 1 + 1/128: less than half of that is swallowed."""
+    Run("ga", arguments={"max_steps": 1}).on(make_tiny_model().bfloat16())
+    (said,) = (record.message for record in caplog.records if "rounded away" in record.message)
+    assert "bfloat16" in said and "1/256" in said
+    assert torch.tensor(1.0).bfloat16() + 0.99 / 256 == 1 != torch.tensor(1.0).bfloat16() + 1.01 / 256
+    caplog.clear()
+    Run("ga", arguments={"max_steps": 1}).make()
+    assert "rounded away" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("restore", "margin", "back"),
     [

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 
 from expunge.audit.intervals import wilson
@@ -143,12 +144,14 @@ def attacked(records: Sequence[Record], name: str) -> list[tuple[Record, Attack]
 
 
 def attack_name(attack: Attack) -> str:
-    """As results pages call it: harmful_0.3, harmful_0.3_wrong (of facts answered wrongly), related, benign_lora8."""
+    """As results pages call it: harmful_0.3, harmful_0.3_wrong (of facts answered wrongly), related, benign_lora8,
+    benign_FILE (of instructions from a file of that name)."""
     fraction = f"_{attack.settings['fraction']}" if "fraction" in attack.settings else ""
     rank = attack.settings.get("lora_rank") or 0
     kind = attack.name.partition("@")[0].removeprefix("relearn-")
     wrong = "_wrong" if attack.settings.get("pool") == "wrong" else ""
-    return kind + fraction + wrong + (f"_lora{rank}" if rank else "")
+    file = attack.settings.get("file")
+    return kind + fraction + wrong + (f"_{Path(file).stem}" if file else "") + (f"_lora{rank}" if rank else "")
 
 
 def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record]) -> Row:
