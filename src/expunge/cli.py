@@ -16,12 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve e
 import typer
 
 from expunge import __version__, cli_audit, cli_request
-from expunge.catalogue import DEFAULT_METHOD
-from expunge.cli_audit import FailOn, print_verdict
-from expunge.console import Bars, Finished, err, guard, named, out
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, SETTINGS_PAGE
+from expunge.cli_audit import LEVEL, FailOn, print_verdict
+from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out
 
 app = typer.Typer(
     name="expunge",
+    cls=Commands,
     help="Take knowledge out of a language model, attack the result, and say whether it is erased or only hidden.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -30,8 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_request.app, name="request")
 
-Run = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Set one value; may be repeated.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
 
 
@@ -64,7 +64,10 @@ def unlearn(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; made new.")],
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
     transform: Annotated[
-        str | None, typer.Option(help="Gradient transform in the place of the method's own; none for none.")
+        str | None,
+        typer.Option(
+            help="Gradient transform in the place of the method's own; none for none, sam+relearning for two."
+        ),
     ] = None,
     attack: Annotated[
         str | None, typer.Option(help="Facts of the same kind about others, for relearn-related.")
@@ -72,7 +75,15 @@ def unlearn(
     test: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE", help="More questions to score.")] = None,
     control: Annotated[str | None, typer.Option(help="A model that never knew the facts.")] = None,
     template: Annotated[Literal["plain", "chat"], typer.Option(help="How prompts are written.")] = "plain",
-    settings: Set = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set dtype, device, a value of the loop (learning_rate) or of a part of the method (objective.beta); "
+            f"repeat. Names: {SETTINGS_PAGE}.",
+        ),
+    ] = None,
 ) -> None:
     """Take the forget set out of a model.
 
@@ -83,7 +94,7 @@ def unlearn(
     def work() -> None:
         from expunge import pipeline
         from expunge.recipe import Recipe
-        from expunge.settings import parse_assignments
+        from expunge.settings import parse_assignments, parse_files
 
         tree = {
             "model": model,
@@ -91,7 +102,7 @@ def unlearn(
                 "forget": forget,
                 "retain": retain,
                 **({"attack": attack} if attack else {}),
-                **({"test": {str(k): str(v) for k, v in parse_assignments(test).items()}} if test else {}),
+                **({"test": parse_files(test, "--test")} if test else {}),
             },
             "method": method,
             "transform": transform,
@@ -113,9 +124,19 @@ def attack(
     run: Run,
     attacks: Annotated[
         str | None,
-        typer.Option(help="Attacks, or suites (quick, standard, thorough), with commas; the recipe's where absent."),
+        typer.Option(
+            help="Attacks, or suites (quick, standard, thorough), with commas. Where absent, the recipe's; if it names "
+            f"none, or there was none: {', '.join(DEFAULT_ATTACKS)}."
+        ),
     ] = None,
-    settings: Set = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help=f"Set a value of one attack or, bare, of all that have it; repeat. Names: {SETTINGS_PAGE}.",
+        ),
+    ] = None,
 ) -> None:
     """Try to bring the knowledge back. Finished attacks are kept; an interrupted one goes on.
 
@@ -145,10 +166,15 @@ app.command()(cli_audit.audit)
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)],
-    settings: Set = None,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help=f"A YAML file; its keys: {SETTINGS_PAGE}.", show_default=False)
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a key of the recipe, dotted; may be repeated."),
+    ] = None,
     output: Output = None,
-    fail_on: Annotated[FailOn | None, typer.Option(help="As in `audit`.", show_default=False)] = None,
+    fail_on: Annotated[FailOn | None, typer.Option(metavar="LEVEL", help=LEVEL, show_default=False)] = None,
 ) -> None:
     """Do it all: unlearn, attack, audit, report, from one recipe.
 
@@ -185,7 +211,9 @@ def run(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One folder, or several to compare.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="One folder, or several to compare.", show_default=False)
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page; RUN/report.html where absent.")
     ] = None,
@@ -246,7 +274,9 @@ def demo(
 
 @app.command("list")
 def list_(
-    kind: Annotated[Literal["methods", "attacks", "suites", "benchmarks"], typer.Argument(show_default=False)],
+    kind: Annotated[
+        Literal["methods", "attacks", "suites", "benchmarks"], typer.Argument(metavar="KIND", show_default=False)
+    ],
 ) -> None:
     """List what can be named.
 
@@ -319,8 +349,10 @@ def _print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[st
 
 def main() -> None:
     """Entry point: usage errors leave with 1, ours with their own code."""
+    commands = typer.main.get_command(app)
+    bare_flags(commands, typer.Context(commands))
     try:
-        app()
+        commands()
     except Finished:
         raise
     except SystemExit as leaving:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from expunge.catalogue import SETTINGS_PAGE
 from expunge.console import Bars, guard, named, out
 from expunge.errors import InputError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from expunge.report.record import Record
 
 FailOn = Literal["broken", "not-forgotten", "hidden", "inconclusive"]
+LEVEL = f"Leave with code 10 if the verdict is this or worse; from the worst: {', '.join(get_args(FailOn))}."
 
 
 def audit(
@@ -35,13 +37,18 @@ def audit(
     control: Annotated[str | None, typer.Option(help="A model that never knew the facts.")] = None,
     attacks: Annotated[
         str | None,
-        typer.Option(help="Attacks, or suites (quick, standard, thorough), with commas; standard where absent."),
+        typer.Option(
+            help="Attacks, or suites (quick, standard, thorough), with commas; the suite standard where absent."
+        ),
     ] = None,
     template: Annotated[Literal["plain", "chat"], typer.Option(help="How prompts are written.")] = "plain",
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="K=V", help="dtype, device, revision (of BASE) and such, or an attack's; repeat."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set dtype, device, revision (of BASE), matmul_precision, or a value of one attack or, bare, of all "
+            f"that have it; repeat. Names: {SETTINGS_PAGE}.",
         ),
     ] = None,
     lm_eval: Annotated[
@@ -50,9 +57,7 @@ def audit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of MODEL's audit; runs/audit-NAME where absent.")
     ] = None,
-    fail_on: Annotated[
-        FailOn | None, typer.Option(help="Leave with code 10 if the verdict is this or worse.", show_default=False)
-    ] = None,
+    fail_on: Annotated[FailOn | None, typer.Option(metavar="LEVEL", help=LEVEL, show_default=False)] = None,
 ) -> None:
     """Measure before and after, decide, and write record.json and report.html: of a run, or of any model.
 
@@ -77,7 +82,7 @@ def audit(
                 record, folder = pipeline.audit(run.path, progress, lm_eval=lm_eval or ()), run.path
             else:
                 from expunge.comparison import compare, plan_of
-                from expunge.settings import parse_assignments
+                from expunge.settings import parse_assignments, parse_files
 
                 plan, own = plan_of(
                     target,
@@ -85,7 +90,7 @@ def audit(
                     str(forget),
                     retain,
                     attack=attack,
-                    test={str(name): str(file) for name, file in parse_assignments(test or []).items()},
+                    test=parse_files(test or [], "--test"),
                     control=control,
                     template=template,
                     output=output,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.catalogue import DEFAULT_METHOD
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, SETTINGS_PAGE
 from expunge.console import Bars, guard, named, out
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add(
     attack: Annotated[
         str | None, typer.Option(help="Facts of the same kind about others, for relearn-related.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--id", help="Of the request; numbered where absent.")] = None,
+    name: Annotated[str | None, typer.Option("--id", help="Id of the request; numbered where absent.")] = None,
     reason: Annotated[str, typer.Option(help="Why, or by whom, it was asked.")] = "",
     ledger: Place = DEFAULT,
 ) -> None:
@@ -52,14 +52,27 @@ def add(
 
 @app.command()
 def apply(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id; later the last model.", show_default=False)],
-    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="All that wait where absent.")] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or Hub id; later the last model.", show_default=False)
+    ],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]", help="All that wait where absent.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/requests"),
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
-    attacks: Annotated[str | None, typer.Option(help="Attacks or suites, commas between; a few if absent.")] = None,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="Attacks, or suites (quick, standard, thorough), with commas; where absent "
+            f"{', '.join(DEFAULT_ATTACKS)}."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting, of an attack as in `quantise.bits=[4]`; repeat."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set a value of the loop, of a part of the method, or of an attack (quantise.bits=[4]); repeat. "
+            f"Names: {SETTINGS_PAGE}.",
+        ),
     ] = None,
     ledger: Place = DEFAULT,
 ) -> None:
@@ -75,10 +88,9 @@ def apply(
         from expunge.continual.fulfil import Requests
         from expunge.continual.ledger import Ledger
         from expunge.pipeline import sort_settings
-        from expunge.recipe import STANDARD_ATTACKS
         from expunge.settings import parse_assignments
 
-        chosen = expand(named(attacks) or (STANDARD_ATTACKS if attacks is None else ()), {})
+        chosen = expand(named(attacks) or (DEFAULT_ATTACKS if attacks is None else ()), {})
         tried = {each: dict(attack.settings) for each, attack in chosen.items()}
         given: dict[str, Any] = {}
         for key, value in parse_assignments(settings or []).items():
@@ -158,7 +170,9 @@ def show(
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Argument(help="Folder of the model that is in use.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of the model that is in use.", show_default=False)
+    ],
     ledger: Place = DEFAULT,
 ) -> None:
     """Prove that a model is the one that the ledger ends with, and that nobody changed the ledger.

@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -20,8 +21,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperGroup, TyperOption
 
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, unreadable
 
 INTERRUPTED = 130
 USAGE = 1
@@ -96,6 +98,28 @@ def fail(what: str, where: str, fix: str, code: int) -> NoReturn:
     raise Finished(code)
 
 
+class Commands(TyperGroup):
+    """The commands; what is said of a value that cannot be is free of the words of pydantic."""
+
+    def invoke(self, context: Any) -> Any:
+        """Run the command that the words name."""
+        try:
+            return super().invoke(context)
+        except typer.BadParameter as error:
+            told = error.message.removeprefix("Value error, ").partition(", unable to parse")[0]
+            error.message = told.replace("Input should", "it should")
+            raise
+
+
+def bare_flags(command: Any, context: typer.Context) -> None:
+    """Take `<bool>` from the help of all flags of a command and of those in it: they take no value."""
+    for option in command.get_params(context):
+        if isinstance(option, TyperOption) and option.is_flag:
+            option.metavar = ""
+    for inner in command.commands.values() if isinstance(command, TyperGroup) else ():
+        bare_flags(inner, context)
+
+
 class Finished(SystemExit):
     """Our own exit, told apart from a usage error of the argument parser."""
 
@@ -123,7 +147,8 @@ def guard(work: Callable[[], None]) -> None:
                 "Free space, then run the same command again.",
                 RESOURCES,
             )
-        fail("A file cannot be used.", str(error), "Check the path and its permissions.", USAGE)
+        place = str(error.filename or "")
+        fail(f"A file cannot be used: {unreadable(error)}.", place, "Check the path and its permissions.", USAGE)
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             fail("Memory ran out.", "", "Use a smaller batch or model.", RESOURCES)

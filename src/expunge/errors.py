@@ -49,9 +49,28 @@ class VerdictBelow(ExpungeError):
     exit_code = 10
 
 
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The valid name that `name` was most likely meant to be: spelt alike, or shortened to initials (`lr`)."""
+    known = sorted(names)
+    alike = get_close_matches(name, known, n=1, cutoff=0.5)
+    short = [each for each in known if "".join(word[:1] for word in each.split("_")) == name]
+    return next(iter([*alike, *short]), None)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint that names the closest valid name, and all of them."""
     known = sorted(names)
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f"Did you mean {close[0]!r}? " if close else ""
+    close = closest(name, known)
+    guess = f"Did you mean {close!r}? " if close else ""
     return f"{guess}Known: {', '.join(known)}."
+
+
+def unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be used, as the end of a sentence, without the system's error number."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    return error.strerror.lower() if error.strerror else str(error)

@@ -23,6 +23,7 @@ from expunge.attacks.trials import Wear
 from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
+from expunge.catalogue import make_method
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, VerdictBelow
 from expunge.folder import RunFolder, Subject, write_json
@@ -43,7 +44,7 @@ from expunge.source import Source, prepare
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
-from expunge.unlearning.methods import Method, build_method, split_settings
+from expunge.unlearning.methods import Method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import join_processes, main_process_first
 
@@ -123,6 +124,8 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
     with matmul_precision(recipe.matmul_precision, recipe.device):
         with main_process_first():
             source = prepare(recipe, progress)
+            if source.control:
+                model_folder(source.control)  # the attacks load it first: late to say that it is not there
         # A benchmark that trains its own model does so above: that is no price of unlearning.
         start = time.perf_counter()
         loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
@@ -281,10 +284,17 @@ def report(runs: Sequence[Path], output: Path | None = None) -> Path:
         raise InputError("Several runs need a page of their own.", "--output", "Name one, as in --output compare.html.")
     from expunge.report.html import render
 
-    page = output or RunFolder(runs[0]).report
+    records, page = [_audited(run) for run in runs], output or RunFolder(runs[0]).report
     page.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(page, render([Record.load(run) for run in runs]))
+    atomic_write_text(page, render(records))
     return page
+
+
+def _audited(run: Path) -> Record:
+    """The record of the run in a folder, or the one in a file; InputError where there is none."""
+    if not run.exists() or (run.is_dir() and not RunFolder(run).record.exists()):
+        raise InputError("There is no audited run here.", str(run), "Name the folder of one: `expunge audit RUN`.")
+    return Record.load(run)
 
 
 def verify(path: Path, sample: int = 8) -> list[str]:
@@ -296,7 +306,7 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     from expunge.report.html import render
 
     folder = RunFolder(path)
-    record, subject = Record.load(folder.record), folder.load_subject()
+    record, subject = _audited(path), folder.load_subject()
     request, place = subject.request, model_folder(subject.model)
     if record.hashes.data != request.hashes():
         raise InputError("The stored request is not the record's.", str(folder.request), "Audit the run again.")
@@ -360,4 +370,4 @@ def _how(plan: Plan, training: dict[str, Any]) -> RecipePart:
 
 
 def _method(recipe: Recipe) -> Method:
-    return build_method(recipe.method, recipe.transform, recipe.settings)
+    return make_method(recipe.method, recipe.transform, recipe.settings)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from expunge.catalogue import DEFAULT_METHOD
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, SETTINGS_PAGE
 from expunge.errors import InputError, nearest
 from expunge.settings import assign, read_yaml
 
@@ -25,11 +25,9 @@ TRAINED = "trained"
 TOP_LEVEL = ("dtype", "matmul_precision", "device", "revision")
 """Keys of a plan that a bare `--set` of the command line means."""
 
-STANDARD_ATTACKS = ("relearn-harmful", "relearn-related", "relearn-benign", "quantise")
 
-
-def _standard_attacks() -> dict[str, dict[str, Any]]:
-    return {name: {} for name in STANDARD_ATTACKS}
+def _default_attacks() -> dict[str, dict[str, Any]]:
+    return {name: {} for name in DEFAULT_ATTACKS}
 
 
 class _Strict(BaseModel):
@@ -92,7 +90,7 @@ class Plan(_Strict):
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     template: Literal["plain", "chat"] = "plain"
     device: str = "cpu"
-    attacks: dict[str, dict[str, Any]] = Field(default_factory=_standard_attacks)
+    attacks: dict[str, dict[str, Any]] = Field(default_factory=_default_attacks)
     output: str = "runs/run"
 
     @model_validator(mode="before")
@@ -122,7 +120,7 @@ class Plan(_Strict):
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise InputError(_explain(error, cls), where, "See docs/reference/recipe.md.") from None
+            raise InputError(_explain(error, cls), where, f"See {SETTINGS_PAGE}.") from None
 
     @classmethod
     def load(cls, path: Path, settings: dict[str, Any] | None = None) -> Self:
@@ -136,8 +134,8 @@ class Recipe(Plan):
     Args:
         model: a folder, a Hub id, `smollm2` (the demo's model), or `trained` (the benchmark trains a small one itself).
         method: a name of `expunge list methods`.
-        transform: a gradient transform put in the place of the method's own; `none` leaves that out, and `sam+relearning`
-            takes two, the outermost first, whose settings are `transform1. ...` and `transform2. ...`.
+        transform: a gradient transform put in the place of the method's own; `none` leaves that out, and
+            `sam+relearning` takes two, the outermost first, whose settings are `transform1. ...` and `transform2. ...`.
         settings: parts of the method, dotted: `transform.strength: 1.0`, `parametrization.rank: 8`.
         unlearn: arguments of the loop (`UnlearnArguments`).
         seed: of the loop; the data have their own.
@@ -154,6 +152,7 @@ class Recipe(Plan):
     def _something_stays(self) -> Self:
         if not self.data.benchmark and not self.data.retain:
             raise ValueError("name a benchmark, or both `forget` and `retain` files")
+        _require_other(self.control, self.model)
         return self
 
 
@@ -169,9 +168,11 @@ class Comparison(Plan):
     base: str | None = None
 
     @model_validator(mode="after")
-    def _revision_is_of_the_base(self) -> Self:
+    def _models_differ(self) -> Self:
         if self.revision and not self.base:
             raise ValueError("`revision` is that of the base, and there is none")
+        _require_other(self.control, self.model)
+        _require_other(self.control, self.base)
         return self
 
 
@@ -180,17 +181,40 @@ def called(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
+def _require_other(control: str | None, model: str | None) -> None:
+    """ValueError where the control, which never knew, is a model that knew."""
+    if control is not None and model is not None and Path(control).resolve() == Path(model).resolve():
+        raise ValueError(f"the control is {model} itself: it must be a model that never knew the facts")
+
+
+_MAPPING = "a mapping of names to values"
+_WANTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+}
+"""In our words, by the kind of fault in pydantic's."""
+
+
 def _explain(error: ValidationError, plan: type[Plan]) -> str:
     """One sentence per fault: key, what is wrong, and the nearest valid key for a misspelt one."""
     sentences = []
     for fault in error.errors():
-        key = ".".join(map(str, fault["loc"])) or "recipe"
-        if fault["type"] == "extra_forbidden":
-            owner: type[BaseModel] = Data if fault["loc"][0] == "data" else plan
-            sentences.append(f"Unknown key {key!r}. {nearest(str(fault['loc'][-1]), owner.model_fields)}")
+        keys, kind = [str(step) for step in fault["loc"]] or [""], fault["type"]
+        either = keys[-1] in ("int", "float")  # pydantic tells a number as two faults, one of each kind
+        key = ".".join(keys[:-1] if either else keys)
+        if kind == "extra_forbidden":
+            owner: type[BaseModel] = Data if keys[0] == "data" else plan
+            told = f"Unknown key {key!r}. {nearest(keys[-1], owner.model_fields)}"
+        elif kind == "missing":
+            told = f"{key} is missing."
+        elif kind == "value_error":
+            why = str(fault["ctx"]["error"])
+            told = f"{key}: {why}." if key else f"{why[:1].upper()}{why[1:]}."
         else:
-            given = "" if fault["type"] == "missing" else f", not {fault['input']!r}"
-            sentences.append(
-                f"{key}: {fault['msg'].removeprefix('Value error, ').lower()}{given if fault['loc'] else ''}."
-            )
-    return " ".join(sentences)
+            wanted = fault["ctx"]["expected"] if kind == "literal_error" else _WANTED.get(kind, "of another kind")
+            told = f"{key} must be {'a number' if either else wanted}, not {fault['input']!r}."
+        sentences.append(told)
+    return " ".join(dict.fromkeys(sentences))

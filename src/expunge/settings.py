@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from expunge.errors import InputError
+from expunge.errors import InputError, unreadable
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,7 +51,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("The recipe cannot be read.", f"{path}: {error}", "Name a YAML text file.") from error
+        what = f"The recipe cannot be read: {unreadable(error)}."
+        raise InputError(what, str(path), "Name a YAML text file; `recipes/` has examples.") from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise InputError("A recipe is a mapping of names to values.", str(path), "See `recipes/` for examples.")
@@ -62,13 +63,26 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """`["a.b=1e-5", "c=x"]` as `{"a.b": 1e-05, "c": "x"}`; values are YAML scalars or flow lists."""
     settings: dict[str, Any] = {}
     for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][\w.@-]*", key):
-            raise InputError(
-                f"--set needs NAME=VALUE, not {assignment!r}.", "--set", "For example --set learning_rate=1e-5."
-            )
-        settings[key] = parse_yaml(value, f"--set {key}")
+        key, value = _pair(assignment, "--set", "NAME=VALUE", "learning_rate=1e-5")
+        try:
+            settings[key] = parse_yaml(value, f"--set {key}")
+        except InputError as error:
+            fix = "Give a number, a word, or a list such as [1, 2]; quote other text."
+            raise InputError(f"{value!r} is no value.", f"--set {key}", fix) from error
     return settings
+
+
+def parse_files(assignments: Iterable[str], option: str) -> dict[str, str]:
+    """`["people=x.jsonl"]` as `{"people": "x.jsonl"}`; InputError names the `option` that they were given to."""
+    return dict(_pair(assignment, option, "NAME=FILE", "people=people.jsonl") for assignment in assignments)
+
+
+def _pair(assignment: str, option: str, form: str, example: str) -> tuple[str, str]:
+    """What stands before and after the first =."""
+    key, _, value = assignment.partition("=")
+    if not value or not re.fullmatch(r"[A-Za-z_][\w.@-]*", key):
+        raise InputError(f"{option} needs {form}, not {assignment!r}.", option, f"For example {option} {example}.")
+    return key, value
 
 
 def assign(tree: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.errors import InputError
+from expunge.errors import InputError, closest
 from expunge.recipe import Recipe
 from expunge.settings import assign, parse_assignments, parse_yaml
 
@@ -65,9 +65,12 @@ def test_round_trip(tmp_path: Path) -> None:
     [
         ({"metod": "npo"}, "Did you mean 'method'"),
         ({"data": {"benchmark": "b", "seeed": 1}}, "Did you mean 'seed'"),
-        ({"seed": "1"}, "seed: input should be a valid integer"),
+        ({"seed": "1"}, "seed must be a whole number, not '1'"),
         ({"data": {}}, "name a benchmark"),
         ({"data": {"benchmark": "b", "forget": "f"}}, "not both"),
+        ({"data": {"forget": "f"}}, r"^Name a benchmark, or both `forget` and `retain` files\."),
+        ({"data": {"benchmark": "b", "settings": {"n": "x"}}}, r"^data\.settings\.n must be a number, not 'x'\. \("),
+        ({"control": "./m"}, "control is m itself"),
         ({"dtype": "float8"}, "dtype"),
         ({"matmul_precision": "low"}, "matmul_precision"),
     ],
@@ -85,8 +88,18 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
 
 
 def test_missing_and_unmapped_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"cannot be read: it is not there\. "):
         Recipe.load(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="mapping"):
         Recipe.load(tmp_path / "list.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"model: \xe9")
+    with pytest.raises(InputError, match="not UTF-8"):
+        Recipe.load(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("lr", "learning_rate"), ("wd", "weight_decay"), ("max_step", "max_steps"), ("zzz", None)]
+)
+def test_a_name_is_guessed_from_its_letters_or_its_initials(name: str, meant: str | None) -> None:
+    assert closest(name, ("learning_rate", "lr_scheduler_type", "max_steps", "weight_decay")) == meant

@@ -151,7 +151,7 @@ def attack_name(attack: Attack) -> str:
     kind = attack.name.partition("@")[0].removeprefix("relearn-")
     wrong = "_wrong" if attack.settings.get("pool") == "wrong" else ""
     file = attack.settings.get("file")
-    return kind + fraction + wrong + (f"_{Path(file).stem}" if file else "") + (f"_lora{rank}" if rank else "")
+    return kind + fraction + wrong + (f"_{Path(str(file)).stem}" if file else "") + (f"_lora{rank}" if rank else "")
 
 
 def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record]) -> Row:
