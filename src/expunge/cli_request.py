@@ -55,7 +55,7 @@ def apply(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder or Hub id; later the last model.", show_default=False)
     ],
-    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]", help="All that wait where absent.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="ID", help="All that wait where absent.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/requests"),
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
     attacks: Annotated[

@@ -344,6 +344,20 @@ def test_what_is_forgotten_later_is_not_taught_to_attack_an_earlier_request(
     assert {json.loads(line)["prompt"] for line in kept} == {e.prompt for e in tiny_examples[5:]}
 
 
+def test_an_earlier_request_whose_attack_has_nothing_left_to_teach_is_scored_all_the_same(
+    expunge: Expunge, model: Path, tmp_path: Path, tiny_examples: tuple[Example, ...]
+) -> None:
+    """All that it was attacked with is forgotten now; the attack that was asked for is not possible on it any more."""
+    for name, facts in (("first", tiny_examples[:4]), ("second", tiny_examples[2:6])):
+        files = [write(tmp_path / f"{name}{part}.jsonl", *own) for part, own in enumerate((facts[:2], facts[2:]))]
+        kept = write(tmp_path / "kept.jsonl", *tiny_examples[6:])
+        assert expunge("add", "--forget", files[0], "--retain", kept, "--attack", files[1], "--id", name) == 0
+    grid = ("--set", "relearn-related.max_steps=1", "--set", "relearn-related.eval_every=1")
+    assert expunge("apply", model, "--output", "runs", *STEP, "--attacks", "relearn-related", *grid) == 0
+    standings = Ledger(tmp_path / "ledger").fulfilled()["second"].standings
+    assert {name: each.attack for name, each in standings.items()} == {"first": "", "second": "relearn-related"}
+
+
 def test_a_suite_may_be_asked_for_by_name(
     expunge: Expunge,
     model: Path,

@@ -20,6 +20,7 @@ from typing import Any
 
 from expunge import pipeline
 from expunge.attacking import stored_attack
+from expunge.attacks.relearn import RelearnRelated
 from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, joint_retain, without
 from expunge.continual.standing import Known, standing
 from expunge.data.example import Example
@@ -122,9 +123,9 @@ class Requests:
             request = replace(request, attack=tuple(without(request.attack, gone)))
             told = Named(self.progress or Silent(), f"{name}: {other}")
             (now,) = score_sets(str(folder.model), recipe, request.forget)
-            results = pipeline.attack_checkpoint(
-                str(folder.model), recipe, request, folder.path / "earlier" / other, progress=told
-            )
+            possible = recipe if request.attack else _without_related(recipe)
+            place = folder.path / "earlier" / other
+            results = pipeline.attack_checkpoint(str(folder.model), possible, request, place, progress=told)
             found[other] = standing(summarise(now), results.values(), Known(entry.before or 0.0, entry.lead))
         return found
 
@@ -264,6 +265,12 @@ def _weights(folder: Path) -> dict[str, str]:
 def _beside(hashes: Mapping[str, str]) -> dict[str, str]:
     """Those of a checkpoint's hashes that are of its config, tokenizer and templates."""
     return {name: digest for name, digest in hashes.items() if name.endswith((".json", ".txt", ".model", ".jinja"))}
+
+
+def _without_related(recipe: Recipe) -> Recipe:
+    """The recipe for a request that has no facts about others: its training must not have been in vain for that."""
+    kept = {name: own for name, own in recipe.attacks.items() if name.partition("@")[0] != RelearnRelated.name}
+    return recipe.model_copy(update={"attacks": kept})
 
 
 def _kind(parametrization: Parametrization) -> str:
