@@ -240,7 +240,7 @@ def test_a_missing_extra_says_how_to_install_it(
     monkeypatch.chdir(tmp_path)
     broken_parquet(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=r"expunge\[data\]"):
+    with pytest.raises(InputError, match=r"pip install datasets pyarrow"):
         read_examples(source)
 
 

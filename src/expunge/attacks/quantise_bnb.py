@@ -96,5 +96,5 @@ def _library() -> Any:
         raise InputError(
             f"bitsandbytes cannot be imported ({error}).",
             QuantiseBnb.name,
-            "Install it with: pip install 'expunge[quant]', or take the attack quantise, which needs nothing.",
+            "Install it with: pip install bitsandbytes, or take the attack quantise, which needs nothing.",
         ) from error

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "lm_eval.json"
 KEPT: Final = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
-INSTALL: Final = "pip install 'expunge[lm-eval]'"
+INSTALL: Final = "pip install lm-eval"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _DATASET = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
-_EXTRA = "Install it with: pip install 'expunge[data]'."
+_EXTRA = "Install it with: pip install datasets pyarrow."
 
 Placed = tuple[str, object]
 """Where a row stands, and the row."""

@@ -113,7 +113,7 @@ def _check_config(folder: Path) -> None:
         adapter = (folder / "adapter_config.json").is_file()
         fix = "Merge the adapter into its model first." if adapter else "Give a folder written by save_pretrained."
         raise InputError("This folder holds no model: config.json is missing.", str(folder), fix)
-    with _input_errors("The config cannot be used", folder / "config.json"):
+    with _input_errors("The config cannot be used", folder / "config.json", "Copy or save the model again."):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = config.architectures or [causal]
@@ -131,14 +131,15 @@ def _check_weights(folder: Path) -> None:
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    with _input_errors("The tokenizer is missing or damaged", folder):
+    fix = "Save the model's own tokenizer beside it; tokenizer.json is enough."
+    with _input_errors("The tokenizer is missing or damaged", folder, fix):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return tokenizer
 
 
 def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     # Mismatches are let through here because transformers explains them in a printed table; we name the first.
-    with _input_errors("The weights cannot be read", folder):
+    with _input_errors("The weights cannot be read", folder, "Copy or save the model again."):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -163,13 +164,13 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 
 def _to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    with _input_errors("The device cannot be used", Path(device)):
+    with _input_errors("The device cannot be used", Path(device), "Take cpu, or one that torch finds here."):
         moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
     return moved
 
 
 @contextmanager
-def _input_errors(what: str, where: Path) -> Iterator[None]:
+def _input_errors(what: str, where: Path, fix: str) -> Iterator[None]:
     """Turn what transformers and torch raise into our errors: out of memory, or else the input's fault."""
     try:
         yield
@@ -177,4 +178,4 @@ def _input_errors(what: str, where: Path) -> Iterator[None]:
         raise ResourceError("The model does not fit into memory.", str(where), "Use a smaller dtype.") from error
     except (OSError, ValueError, RuntimeError, AssertionError, KeyError, TypeError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{what}: {first}", str(where)) from error
+        raise InputError(f"{what}: {first}", str(where), fix) from error

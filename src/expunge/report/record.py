@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from expunge.errors import InputError
+from expunge.errors import InputError, unreadable
 from expunge.report.parts import (
     GOLD_MODEL,
     NO_CONTROL,
@@ -140,9 +140,8 @@ class Record(Part):
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                "The record cannot be read.", f"{file}: {error}", "Run `expunge audit RUN` first."
-            ) from error
+            what = f"The record cannot be read: {unreadable(error)}."
+            raise InputError(what, str(file), "Run `expunge audit RUN` first.") from error
         return cls.loads(text, str(file))
 
 

@@ -82,7 +82,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise InputError("LoRA needs the package peft.", fix="Install it: pip install 'expunge[lora]'.") from error
+        raise InputError("LoRA needs the package peft.", fix="Install it: pip install peft.") from error
     return peft
 
 
