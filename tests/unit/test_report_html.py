@@ -21,6 +21,8 @@ from expunge.report.answers import marked, question
 from expunge.report.figures import labelled
 from expunge.report.html import render
 from expunge.report.record import Influence, Record
+from expunge.report.tables import key_rows
+from expunge.report.words import signed
 from synthetic_record import EVIL, STORIES, bare, make_record, with_evil
 
 
@@ -241,3 +243,14 @@ def test_the_right_answer_is_marked_as_a_whole_word(words: str, answer: str, htm
 def test_the_question_is_taken_out_of_its_prompt() -> None:
     assert question("Question: Who?\nAnswer:") == "Who?"
     assert question("Alice lives in") == "Alice lives in"
+
+
+def test_the_key_numbers_hold_what_tells_hidden_from_erased_and_nothing_else_from_inside() -> None:
+    """docs/results/diagnosis.md: the linear probe does; D+ against D- and the logit lens do not."""
+    record = make_record("graddiff")
+    *others, head, last = key_rows(labelled([record]))
+    assert record.probe is not None
+    assert (head.name, last.name) == ("Linear probe, best layer", "log-odds")
+    assert last.cells == tuple(signed(max(side)) for side in (record.probe.before, record.probe.after))
+    assert not [row.name for row in others if "D+" in row.name or "D−" in row.name or "lens" in row.name]
+    assert head.name not in [row.name for row in key_rows(labelled([bare(record)]))]

@@ -10,7 +10,7 @@ from expunge.report import comeback
 from expunge.report.figures import Labelled
 from expunge.report.record import Attack, Change, Record, Score
 from expunge.report.view import interval
-from expunge.report.words import NONE, count, duration, fixed, number, percent, plain, quantity, signed, size, visible
+from expunge.report.words import NONE, count, duration, fixed, number, percent, plain, signed, size, visible
 
 SCORE_ROWS: tuple[tuple[str, Callable[[Score], str]], ...] = (
     ("accuracy", lambda s: percent(s.accuracy)),
@@ -46,20 +46,18 @@ def key_rows(runs: Sequence[Labelled]) -> list[Row]:
         Row("accuracy", tuple(percent(a.accuracy) if a else NONE for a in strongest), 2),
         Row("recovery (95 % interval)", tuple(_recovery(a) if a else NONE for a in strongest), 2),
     ]
-    return [*rows, *_influence_rows(runs)]
+    return [*rows, *_probe_rows(runs)]
 
 
-def _influence_rows(runs: Sequence[Labelled]) -> list[Row]:
-    """D+ and D- at m = 100 of the probability and of the log-odds, of what was measured."""
-    rows = []
-    for found in zip(*(run.record.influences for run in runs), strict=True):
-        if any(found):
-            of = next(quantity(i.of) for i in found if i)
-            rows += [
-                Row(f"erased, D+ of the {of}", tuple(number(i.erased) if i else NONE for i in found), 2),
-                Row(f"hidden, D− of the {of}", tuple(number(i.hidden) if i else NONE for i in found), 2),
-            ]
-    return [Row("Inside"), *rows] if rows else []
+def _probe_rows(runs: Sequence[Labelled]) -> list[Row]:
+    """What a linear probe reads in its best layer. Of what looks inside a model it alone tells hidden facts from erased
+    ones (docs/results/diagnosis.md); D+, D-, the maps and the logit lens are pictures further down."""
+    probes = [run.record.probe for run in runs]
+    if not any(probes):
+        return []
+    pairs = [(signed(max(p.before)), signed(max(p.after))) if p else (NONE, NONE) for p in probes]
+    read = tuple(told for pair in pairs for told in pair)
+    return [Row("Linear probe, best layer"), Row("log-odds", read)]
 
 
 def _score_rows(title: str, changes: Sequence[Change]) -> list[Row]:
