@@ -49,13 +49,13 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Source:
     progress = progress or Silent()
     if recipe.model == TRAINED:
         return _trained(recipe, progress)
-    model = fetched(recipe, progress)
+    model = fetched(recipe.model, progress)
     return Source(model, recipe.control, _request(recipe, model))
 
 
-def fetched(recipe: Recipe, progress: Progress) -> str:
-    """The recipe's pretrained model, the demo's fetched if it is not here."""
-    return str(fetch_smollm2(progress=progress)) if recipe.model == SMOLLM2 else recipe.model
+def fetched(model: str, progress: Progress) -> str:
+    """The folder or Hub id of a pretrained model as a recipe names it, the demo's fetched if it is not here."""
+    return str(fetch_smollm2(progress=progress)) if model == SMOLLM2 else model
 
 
 def _trained(recipe: Recipe, progress: Progress) -> Source:

@@ -358,6 +358,20 @@ def test_an_earlier_request_whose_attack_has_nothing_left_to_teach_is_scored_all
     assert {name: each.attack for name, each in standings.items()} == {"first": "", "second": "relearn-related"}
 
 
+def test_the_demo_s_model_may_be_asked_for_by_name(
+    expunge: Expunge,
+    model: Path,
+    tmp_path: Path,
+    tiny_examples: tuple[Example, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("expunge.source.fetch_smollm2", lambda **progress: model)
+    for name, place in (("first", 0), ("second", 1)):
+        add(expunge, tmp_path, name, tiny_examples[place : place + 1], tiny_examples[4:])
+        assert expunge("apply", "smollm2", "--output", "runs", *SMALL) == 0
+    assert expunge("verify", tmp_path / "runs" / "second" / "model") == 0
+
+
 def test_a_suite_may_be_asked_for_by_name(
     expunge: Expunge,
     model: Path,

@@ -165,7 +165,7 @@ def begin_course(recipe: Recipe, progress: Progress) -> Begin:
         raise InputError("A course needs a stream of requests.", "data.benchmark", f"Known: {', '.join(STREAMS)}.")
     source = chosen(data, STREAMS)
     if recipe.model != TRAINED:
-        model = fetched(recipe, progress)
+        model = fetched(recipe.model, progress)
         return Begin(model, built(source, data, known_by(model, recipe)))
     if not (source.train or source.lessons):
         raise InputError("`model: trained` needs a stream that trains its own model.", "model", source.name)

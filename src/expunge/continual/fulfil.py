@@ -34,6 +34,7 @@ from expunge.models.storage import atomic_write_text, folder_hashes, weight_file
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import Request
+from expunge.source import fetched
 from expunge.unlearning.parametrizations.base import Parametrization
 from expunge.unlearning.parametrizations.fused import FusedLoRA
 from expunge.unlearning.parametrizations.projection import Projection
@@ -75,7 +76,8 @@ class Requests:
             raise InputError(
                 f"The request {wrong[0]!r} does not wait.", str(self.ledger.file), "See `expunge request list`."
             )
-        model = going_on_from(self.ledger, model, self.shared.get("revision"))
+        given = fetched(model, self.progress or Silent())
+        model = going_on_from(self.ledger, given, self.shared.get("revision"))
         entries = []
         for name in names or waiting:
             if name in done:
