@@ -15,10 +15,13 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import Row, dump_json, markdown, rows
+from expunge.bench.rows import Row, dump_json, markdown, recovery_table, rows
 from expunge.console import Bars
 from expunge.report.record import Record
 from results_figures import draw
+
+FEW = 3
+"""Attacks whose numbers a reader can take in at once."""
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -74,7 +77,7 @@ class Page:
                 continue
             own = [replace(row, benchmark=part) for row in rows(together)]
             found += own
-            lines += [f"\n## {part}\n", _about(own[0]), markdown(own), *_penalties(self.records / part)]
+            lines += [f"\n## {part}\n", _about(own[0]), *_told(own), *_penalties(self.records / part)]
             if part in self.drawn:
                 lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
         lines += [
@@ -91,6 +94,15 @@ def write_results(name: str, lines: Sequence[str], rows: str) -> None:
     text = "\n".join(lines) + "\n" + ("\n" + notes.read_text("utf-8") if notes.is_file() else "")
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"{name}.json").write_text(rows, encoding="utf-8")
+
+
+def _told(own: Sequence[Row]) -> Iterator[str]:
+    """The table of one part; where there are many attacks, recovery alone stands before it, and it on a click."""
+    if len({row.attack for row in own}) <= FEW:
+        yield markdown(own)
+        return
+    yield f"Recovery:\n\n{recovery_table(own)}\n"
+    yield f"<details><summary>All numbers</summary>\n\n{markdown(own)}\n\n</details>"
 
 
 def _about(row: Row) -> str:

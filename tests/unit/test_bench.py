@@ -9,7 +9,7 @@ import pytest
 
 from expunge import pipeline
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import STUDENT, attack_name, interval, markdown, rows, share_interval
+from expunge.bench.rows import STUDENT, attack_name, interval, markdown, recovery_table, rows, share_interval
 from expunge.errors import InputError
 from expunge.report.record import Record
 from synthetic_record import make_record
@@ -113,6 +113,17 @@ def test_seeds_that_agree_do_not_make_an_accuracy_surer_than_its_questions() -> 
     assert (row.attacked_accuracy_low, row.attacked_accuracy_high) == pytest.approx(
         share_interval([attack.accuracy], attack.start.n), abs=1e-4
     )
+
+
+def test_a_wide_table_has_a_line_a_method_and_a_column_an_attack() -> None:
+    one, other = (with_recovery(method, 1, value) for method, value in (("graddiff", 0.2), ("npo", 0.41)))
+    benign = one.attacks[0].model_copy(update={"name": "relearn-benign", "recovery": 0.7})
+    found = rows({"graddiff": [one.model_copy(update={"attacks": (*one.attacks, benign)})], "npo": [other]})
+    head, _, first, second = recovery_table(found).splitlines()
+    names = [attack_name(attack) for attack in (*one.attacks, benign)]
+    assert head == f"| method | after: log-odds | {' | '.join(names)} | retain | held-out |"
+    assert first.split(" | ")[2:4] == ["0.20", "0.70"]
+    assert second.split(" | ")[2:4] == ["0.41", ""]
 
 
 def test_records_of_several_grids_make_one_table() -> None:

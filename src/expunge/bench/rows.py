@@ -133,6 +133,20 @@ def markdown(found: Sequence[Row]) -> str:
     return "\n".join([*lines, *(_line(row, compared=row.method != found[0].method) for row in found)])
 
 
+def recovery_table(found: Sequence[Row]) -> str:
+    """Recovery alone, a line for each method and a column for each attack: for tables of many attacks."""
+    attacks = list(dict.fromkeys(row.attack for row in found))
+    columns = ["method", "after: log-odds", *attacks, "retain", "held-out"]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for method in dict.fromkeys(row.method for row in found):
+        own = {row.attack: row for row in found if row.method == method}
+        cells = [with_interval(r.recovery, r.ci_low, r.ci_high) if (r := own.get(name)) else "" for name in attacks]
+        some = next(iter(own.values()))
+        kept = [f"{some.retain_after:.2f}", f"{some.held_out_after:.2f}"]
+        lines.append(f"| {' | '.join([method, f'{some.forget_after_log_odds:+.2f}', *cells, *kept])} |")
+    return "\n".join(lines)
+
+
 def attacked(records: Sequence[Record], name: str) -> list[tuple[Record, Attack]]:
     """Each record that was attacked so (`attack_name`), with the attack; the first of each seed."""
     found: dict[int, tuple[Record, Attack]] = {}
