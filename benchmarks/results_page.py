@@ -20,8 +20,8 @@ from expunge.console import Bars
 from expunge.report.record import Record
 from results_figures import draw
 
-FEW = 3
-"""Attacks whose numbers a reader can take in at once."""
+FEW = 12
+"""Rows that a reader can take in at once."""
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -97,8 +97,8 @@ def write_results(name: str, lines: Sequence[str], rows: str) -> None:
 
 
 def _told(own: Sequence[Row]) -> Iterator[str]:
-    """The table of one part; where there are many attacks, recovery alone stands before it, and it on a click."""
-    if len({row.attack for row in own}) <= FEW:
+    """The table of one part; of a long one recovery alone, by method and attack, and the whole on a click."""
+    if len(own) <= FEW:
         yield markdown(own)
         return
     yield f"Recovery:\n\n{recovery_table(own)}\n"
