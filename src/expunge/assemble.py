@@ -33,7 +33,7 @@ from expunge.measure import Measured
 from expunge.models.scores import ItemScore
 from expunge.recipe import Plan
 from expunge.report import record as schema
-from expunge.request import FORGET_GROUPS, Request
+from expunge.request import Request, had_to_go
 
 Kind = Literal["gold model", "made-up subjects", "log-odds 0 and chance accuracy"]
 
@@ -212,7 +212,7 @@ def _scores(parts: Parts) -> schema.Scores:
             after=_score(after.forget, list(after.rouge_l.values())),
         ),
         retain=change(before.retain, after.retain),
-        test=groups.get("held_out", next((own for name, own in groups.items() if name not in FORGET_GROUPS), empty)),
+        test=groups.get("held_out", next((own for name, own in groups.items() if not had_to_go(name)), empty)),
         groups=groups,
     )
 

@@ -120,6 +120,7 @@ def list_(ledger: Place = DEFAULT) -> None:
     """
 
     def work() -> None:
+        from rich.box import SIMPLE
         from rich.table import Table
 
         from expunge.continual.ledger import Ledger
@@ -127,11 +128,13 @@ def list_(ledger: Place = DEFAULT) -> None:
         book = Ledger(ledger)
         done, received = book.fulfilled(), book.received()
         last = next(reversed(done.values()), None)
-        shown = Table("request", "received", "fulfilled", "method", "verdict", "log-odds now", "came back at most")
+        shown = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+        for column in ("request", "received", "fulfilled", "method", "verdict", "log-odds", "came back"):
+            shown.add_column(column, overflow="fold", justify="right" if column[:4] in ("log-", "came") else "left")
         for name, entry in received.items():
             mine = done.get(name)
-            cells = (mine.time, mine.method, mine.verdict) if mine else ("waits", "", "")
-            shown.add_row(name, entry.time, *cells, *(_standing(last, name) if mine else ("", "")))
+            cells = (mine.time[:10], mine.method, mine.verdict) if mine else ("waits", "", "")
+            shown.add_row(name, entry.time[:10], *cells, *(_standing(last, name) if mine else ("", "")))
         out.print(shown if received else "No request yet.")
 
     guard(work)

@@ -20,6 +20,9 @@ FORGET_GROUPS: tuple[str, ...] = ("paraphrase", "multi_hop")
 RETAIN_GROUPS: tuple[str, ...] = ("same_answer", "same_subject", "held_out")
 """Groups of `Request.test` that only look like the forgotten facts: they must stay."""
 
+EARLIER = "request_"
+"""What the names of groups begin with that ask for what earlier requests made go."""
+
 _FIELDS = {
     "prompt": str,
     "answer": str,
@@ -30,6 +33,11 @@ _FIELDS = {
     "paraphrases": tuple,
     "answer_paraphrases": tuple,
 }
+
+
+def had_to_go(group: str) -> bool:
+    """Whether a group of `Request.test` asks for what this request or an earlier one wants forgotten."""
+    return group in FORGET_GROUPS or group.startswith(EARLIER)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from expunge.models.smollm import cache_folder, fetch_smollm2
 from expunge.models.teaching import Lessons, teach_smollm2
 from expunge.progress import Progress, Silent
 from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
-from expunge.request import FORGET_GROUPS, Request
+from expunge.request import Request, had_to_go
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def read_request(
     goes, stays = read(forget), read(retain) if retain else ()
     groups = {name: read(path) for name, path in (test or {}).items()}
     others, earlier = (read(path) if path else () for path in (attack, hold))
-    known = [*stays, *(e for name, group in groups.items() if name not in FORGET_GROUPS for e in group)]
+    known = [*stays, *(e for name, group in groups.items() if not had_to_go(name) for e in group)]
     filled = partial(with_options, stays=known, goes=[*goes, *others, *earlier], seed=seed)
     bare = sum(not example.options for example in goes)
     request = Request(

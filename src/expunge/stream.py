@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.request import Request
+from expunge.request import EARLIER, Request
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Stream:
     def request(self, number: int) -> Request:
         """The request `number`, counted from 0; those before it are its groups `request_ID`, and held."""
         name = self.ids[number]
-        earlier = {f"request_{other}": self.scored_on(other) for other in self.ids[:number]}
+        earlier = {f"{EARLIER}{other}": self.scored_on(other) for other in self.ids[:number]}
         return Request(
             forget=self.requests[name],
             retain=self.retain,

@@ -92,6 +92,7 @@ def test_two_requests_from_coming_in_to_the_proof(
     assert not (tmp_path / "runs" / "first.hold.jsonl").exists()
     record = json.loads((tmp_path / "runs" / "second" / "record.json").read_text())
     assert record["scores"]["groups"]["request_first"]["after"]["n"] == 2
+    assert record["scores"]["test"]["after"]["n"] == 0  # what had to go earlier is no test of what stays
     assert record["attacks"][0]["settings"]["bits"] == [8]
     told = record["scores"]["groups"]["request_first"]["after"]["log_odds"]
     held_now = done["second"].standings["first"]

@@ -33,7 +33,7 @@ from expunge.models.scores import summarise
 from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
-from expunge.request import Request
+from expunge.request import EARLIER, Request
 from expunge.source import fetched
 from expunge.unlearning.parametrizations.base import Parametrization
 from expunge.unlearning.parametrizations.fused import FusedLoRA
@@ -143,7 +143,7 @@ class Requests:
         if not retain:
             raise InputError("Nothing is left to retain.", f"request {name}", "First carry out one with a retain set.")
         test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}
-        test |= {f"request_{other}": str(stored / other / "forget.jsonl") for other in done}
+        test |= {f"{EARLIER}{other}": str(stored / other / "forget.jsonl") for other in done}
         data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "test": test}
         data["retain"] = str(self._written(f"{name}.retain.jsonl", retain))
         hold = [example for other in earlier for example in other.forget]

@@ -15,6 +15,7 @@ from expunge.report.charts import Bar, Frame, Pair
 from expunge.report.grammar import Limits
 from expunge.report.record import NO_CONTROL, SHOULD_GO, SHOULD_STAY, Attack, Change, Influence, Record, Score
 from expunge.report.words import number, percent, plain, quantity, signed
+from expunge.request import had_to_go
 
 
 @dataclass(frozen=True)
@@ -247,8 +248,9 @@ def group_panels(runs: Sequence[Labelled]) -> list[Panel]:
 def _groups(record: Record) -> list[tuple[str, Change | None]]:
     """Head rows (no change) and groups in reading order; sets without items are left out."""
     groups = record.scores.groups
-    others = [name for name in sorted(groups) if name not in (*SHOULD_GO, *SHOULD_STAY)]
-    go = [("as trained", record.scores.forget), *((plain(n), groups[n]) for n in SHOULD_GO if n in groups)]
+    going = [*SHOULD_GO, *(name for name in sorted(groups) if had_to_go(name) and name not in SHOULD_GO)]
+    others = [name for name in sorted(groups) if name not in (*going, *SHOULD_STAY)]
+    go = [("as trained", record.scores.forget), *((plain(n), groups[n]) for n in going if n in groups)]
     stay = [("retain", record.scores.retain), *((plain(n), groups[n]) for n in SHOULD_STAY if n in groups)]
     if "held_out" not in groups:
         stay.append(("test", record.scores.test))
