@@ -128,7 +128,7 @@ def list_(ledger: Place = DEFAULT) -> None:
         book = Ledger(ledger)
         done, received = book.fulfilled(), book.received()
         last = next(reversed(done.values()), None)
-        shown = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+        shown = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
         for column in ("request", "received", "fulfilled", "method", "verdict", "log-odds", "came back"):
             shown.add_column(column, overflow="fold", justify="right" if column[:4] in ("log-", "came") else "left")
         for name, entry in received.items():
