@@ -46,7 +46,7 @@ def peak_of(settings: Settings, way: str) -> tuple[int, int, int]:
 def measure(settings: Settings, result: Result) -> None:
     """Bars: npo 1.05 times graddiff; ssiuu one copy of what is trained and its largest tensor more, durable three.
 
-    counterfactual is durable without its attacker: what lies between that and graddiff are the rows of made-up subjects.
+    counterfactual is durable without its attacker: from graddiff to that it is the rows of made-up subjects.
     """
     times = 1 if settings.quick else 3
     found = {
