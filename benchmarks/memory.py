@@ -68,7 +68,7 @@ def measure(settings: Settings, result: Result) -> None:
         Claim("peak of npo / graddiff", peak["expunge npo"] / base, 1.05, at_least=False),
         Claim("(ssiuu - graddiff) / (trained parameters + largest tensor)", extra, 1.0, at_least=False),
         Claim("(durable - graddiff) / (a copy of the trained parameters and its Adam state)", whole, 1.0, False),
-        Claim("(durable - counterfactual) / the same", attacker, 1.0, at_least=False),
+        Claim("(durable - counterfactual) / the same", attacker, 1.05, at_least=False),
     ]
     result.notes.append(f"highest resident memory of the process after {STEPS} steps, median of {times}")
 
