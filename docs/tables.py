@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -120,19 +120,29 @@ def choices_in_requests() -> str:
         "|" + "---|" * 9,
     ]
     for method, chosen in IN_REQUESTS.items():
-        courses = [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
-        last = [course.after[-1] for course in courses]
+        courses = _courses(method)
         told = [
             chosen,
             str(len(courses)),
             f"{fmean(moment.seconds for course in courses for moment in course.after):.0f}",
-            f"{fmean(moment.peak_bytes for moment in last) / 1e9:.1f}",
+            f"{fmean(course.after[-1].peak_bytes for course in courses) / 1e9:.1f}",
             *(f"{fmean(found):.2f}" for found in shares(courses, "merged")),
-            *(f"{fmean(moment.sets[name].accuracy for moment in last):.2f}" for name in (RETAIN, HELD_OUT)),
-            f"{fmean(moment.perplexity for moment in last):.0f}",
+            *_stays(courses),
         ]
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def _courses(method: str) -> list[Course]:
+    """The stored courses of ten requests by one method."""
+    return [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
+
+
+def _stays(courses: Sequence[Course]) -> list[str]:
+    """Retained and held-out accuracy at the end, and perplexity."""
+    last = [course.after[-1] for course in courses]
+    kept = [f"{fmean(moment.sets[name].accuracy for moment in last):.2f}" for name in (RETAIN, HELD_OUT)]
+    return [*kept, f"{fmean(moment.perplexity for moment in last):.0f}"]
 
 
 def continual() -> str:
@@ -145,13 +155,11 @@ def continual() -> str:
         "|" + "---|" * 9,
     ]
     for method in dict.fromkeys(row["method"] for row in own):
-        courses = [Course.load(path) for path in sorted(COURSES.glob(f"{method}-[0-9].json"))]
-        last = [course.after[-1] for course in courses]
+        courses = _courses(method)
         told = [
             f"{fmean(map(mean_standing, courses)):+.2f}",
             f"{fmean(fmean(leads(course, course.after[-1])) for course in courses):+.2f}",
-            *(f"{fmean(moment.sets[name].accuracy for moment in last):.2f}" for name in (RETAIN, HELD_OUT)),
-            f"{fmean(moment.perplexity for moment in last):.0f}",
+            *_stays(courses),
             *(f"{fmean(found):.2f}" if found else "" for found in shares(courses, "merged")),
         ]
         lines.append(f"| {method} | {len(courses)} | {' | '.join(told)} |")

@@ -14,6 +14,9 @@ DEFAULT_METHOD: Final = "durable"
 DEFAULT_ATTACKS: Final = ("relearn-harmful", "relearn-related", "relearn-benign", "quantise")
 """Those of a recipe that names none; an audit of a model made elsewhere starts with the suite `standard`."""
 
+NAMED_ATTACKS: Final = "Attacks, or suites (quick, standard, thorough), with commas"
+"""What every option that names attacks takes."""
+
 SETTINGS_PAGE: Final = "docs/reference/recipe.md"
 """Where every setting is listed."""
 

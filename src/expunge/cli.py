@@ -16,9 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve e
 import typer
 
 from expunge import __version__, cli_audit, cli_request
-from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, SETTINGS_PAGE
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS, SETTINGS_PAGE
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
-from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out
+from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option
 
 app = typer.Typer(
     name="expunge",
@@ -77,10 +77,8 @@ def unlearn(
     template: Annotated[Literal["plain", "chat"], typer.Option(help="How prompts are written.")] = "plain",
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Set dtype, device, a value of the loop (learning_rate) or of a part of the method (objective.beta); "
+        set_option(
+            "Set dtype, device, a value of the loop (learning_rate) or of a part of the method (objective.beta); "
             f"repeat. Names: {SETTINGS_PAGE}.",
         ),
     ] = None,
@@ -125,16 +123,14 @@ def attack(
     attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks, or suites (quick, standard, thorough), with commas. Where absent, the recipe's; if it names "
+            help=f"{NAMED_ATTACKS}. Where absent, the recipe's; if it names "
             f"none, or there was none: {', '.join(DEFAULT_ATTACKS)}."
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help=f"Set a value of one attack or, bare, of all that have it; repeat. Names: {SETTINGS_PAGE}.",
+        set_option(
+            f"Set a value of one attack or, bare, of all that have it; repeat. Names: {SETTINGS_PAGE}.",
         ),
     ] = None,
 ) -> None:
@@ -171,7 +167,7 @@ def run(
     ],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a key of the recipe, dotted; may be repeated."),
+        set_option("Set a key of the recipe, dotted; may be repeated."),
     ] = None,
     output: Output = None,
     fail_on: Annotated[FailOn | None, typer.Option(metavar="LEVEL", help=LEVEL, show_default=False)] = None,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from expunge.catalogue import SETTINGS_PAGE
-from expunge.console import Bars, guard, named, out
+from expunge.catalogue import NAMED_ATTACKS, SETTINGS_PAGE
+from expunge.console import Bars, guard, named, out, set_option
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,17 +37,13 @@ def audit(
     control: Annotated[str | None, typer.Option(help="A model that never knew the facts.")] = None,
     attacks: Annotated[
         str | None,
-        typer.Option(
-            help="Attacks, or suites (quick, standard, thorough), with commas; the suite standard where absent."
-        ),
+        typer.Option(help=f"{NAMED_ATTACKS}; the suite standard where absent."),
     ] = None,
     template: Annotated[Literal["plain", "chat"], typer.Option(help="How prompts are written.")] = "plain",
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Set dtype, device, revision (of BASE), matmul_precision, or a value of one attack or, bare, of all "
+        set_option(
+            "Set dtype, device, revision (of BASE), matmul_precision, or a value of one attack or, bare, of all "
             f"that have it; repeat. Names: {SETTINGS_PAGE}.",
         ),
     ] = None,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, SETTINGS_PAGE
-from expunge.console import Bars, guard, named, out
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS, SETTINGS_PAGE
+from expunge.console import Bars, guard, named, out, set_option
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry
@@ -60,17 +60,12 @@ def apply(
     method: Annotated[str, typer.Option(help="See `expunge list methods`.")] = DEFAULT_METHOD,
     attacks: Annotated[
         str | None,
-        typer.Option(
-            help="Attacks, or suites (quick, standard, thorough), with commas; where absent "
-            f"{', '.join(DEFAULT_ATTACKS)}."
-        ),
+        typer.Option(help=f"{NAMED_ATTACKS}; where absent {', '.join(DEFAULT_ATTACKS)}."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Set a value of the loop, of a part of the method, or of an attack (quantise.bits=[4]); repeat. "
+        set_option(
+            "Set a value of the loop, of a part of the method, or of an attack (quantise.bits=[4]); repeat. "
             f"Names: {SETTINGS_PAGE}.",
         ),
     ] = None,

@@ -98,6 +98,11 @@ def fail(what: str, where: str, fix: str, code: int) -> NoReturn:
     raise Finished(code)
 
 
+def set_option(told: str) -> Any:
+    """`--set NAME=VALUE` of a command; `told`: what it sets there."""
+    return typer.Option("--set", metavar="NAME=VALUE", help=told)
+
+
 class Commands(TyperGroup):
     """The commands; what is said of a value that cannot be is free of the words of pydantic."""
 
