@@ -114,13 +114,10 @@ def _methods() -> Iterator[str]:
 
     names = {part: name for known in (OBJECTIVES, TRANSFORMS, PARAMETRIZATIONS) for name, part in known.items()}
     for name, method in METHODS.items():
-        several = len(method.transforms) > 1
-        parts = [("objective", method.objective)]
-        parts += [(f"transform{i if several else ''}", part) for i, part in enumerate(method.transforms, 1)]
-        if not isinstance(method.parametrization, PARAMETRIZATIONS["full"]):
-            parts.append(("parametrization", method.parametrization))
         told = []
-        for axis, part in parts:
+        for axis, part in method.called.items():
+            if isinstance(part, PARAMETRIZATIONS["full"]):
+                continue
             own = {key: getattr(part, key) for key in _defaults(type(part))}
             own = {key: value for key, value in own.items() if value != _defaults(type(part))[key]}
             told.append(f"{axis} `{names[type(part)]}`{_listed(own)}")

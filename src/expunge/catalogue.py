@@ -66,11 +66,7 @@ def _settings(method: Method) -> dict[str, tuple[str, ...]]:
     from expunge.unlearning.arguments import UnlearnArguments
     from expunge.unlearning.parts import field_names
 
-    several = len(method.transforms) > 1
-    parts: dict[str, object] = {"objective": method.objective}
-    parts |= {f"transform{i if several else ''}": part for i, part in enumerate(method.transforms, 1)}
-    parts["parametrization"] = method.parametrization
-    own = {prefix: field_names(type(part)) for prefix, part in parts.items()}
+    own = {prefix: field_names(type(part)) for prefix, part in method.called.items()}
     return {"": field_names(UnlearnArguments), **own}
 
 

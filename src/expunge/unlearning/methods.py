@@ -64,6 +64,12 @@ class Method:
     summary: str = field(default="", compare=False, repr=False)
 
     @property
+    def called(self) -> dict[str, Any]:
+        """The parts by what their settings are called: `objective`, `transform` (of several `transform1`, `transform2`
+        ...), `parametrization`."""
+        return {"objective": self.objective, **_numbered(self.transforms), "parametrization": self.parametrization}
+
+    @property
     def parts(self) -> dict[str, str]:
         """The three choices with every setting, as a record tells them."""
         return {
@@ -282,8 +288,7 @@ def _choose(
     method: Method, transform: str | None, settings: dict[str, object]
 ) -> tuple[dict[str, Any], dict[str, object]]:
     """The method's parts by axis, each an instance or, where chosen by name, its class; and the settings left over."""
-    parts: dict[str, Any] = {"objective": method.objective, "parametrization": method.parametrization}
-    parts |= _numbered(method.transforms)
+    parts = method.called
     chosen = {axis: settings.pop(axis) for axis in AXES if axis in settings}
     if transform is not None:
         chosen["transform"] = transform
