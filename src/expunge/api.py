@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
-from expunge.catalogue import DEFAULT_METHOD, make_method
+from expunge.catalogue import DEFAULT_METHOD
 from expunge.comparison import compare, plan_of
 from expunge.data.collate import Encoder
 from expunge.pipeline import sort_settings
@@ -20,6 +20,7 @@ from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
+from expunge.unlearning.methods import build_method
 from expunge.unlearning.parts import build
 
 
@@ -50,7 +51,7 @@ def unlearn(
     """
     seed = {"seed": settings.pop("seed")} if "seed" in settings else {}
     sorted_ = sort_settings(settings)
-    parts = make_method(method, transform, sorted_["settings"])
+    parts = build_method(method, transform, sorted_["settings"])
     return unlearn_model(
         model,
         Encoder(tokenizer, template),

@@ -16,9 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve e
 import typer
 
 from expunge import __version__, cli_audit, cli_request
-from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS, SETTINGS_PAGE
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
 from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option
+from expunge.errors import SETTINGS_PAGE
 
 app = typer.Typer(
     name="expunge",
@@ -314,7 +315,6 @@ def _run_courses(tree: dict[str, Any], where: str) -> None:
     from expunge.bench.course_page import write_course_page
     from expunge.bench.courses import SHORT, run_courses, short_table
     from expunge.bench.grid import Grid
-    from expunge.catalogue import DEFAULT_METHOD
 
     if "methods" not in tree:
         tree = {**tree, "methods": [tree.get("method", DEFAULT_METHOD)], "seeds": [tree.get("seed", 0)]}

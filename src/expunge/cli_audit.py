@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from expunge.catalogue import NAMED_ATTACKS, SETTINGS_PAGE
+from expunge.catalogue import NAMED_ATTACKS
 from expunge.console import Bars, guard, named, out, set_option
-from expunge.errors import InputError
+from expunge.errors import SETTINGS_PAGE, InputError
 
 if TYPE_CHECKING:
     from expunge.folder import RunFolder

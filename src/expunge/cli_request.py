@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS, SETTINGS_PAGE
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.console import Bars, guard, named, out, set_option
+from expunge.errors import SETTINGS_PAGE
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, Final
+
+SETTINGS_PAGE: Final = "docs/reference/recipe.md"
+"""Where every setting is listed."""
 
 
 class ExpungeError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import InputError
+from expunge.errors import InputError, unreadable
 from expunge.models.storage import atomic_write_text
 from expunge.recipe import Comparison, Plan, Recipe
 from expunge.request import Request
@@ -184,10 +184,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; InputError where it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "A file of the run is missing or damaged.", f"{path}: {error}", "Run the step that writes it again."
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(path, unreadable(error)) from error
+    except ValueError as error:
+        raise _unusable(path, "it is damaged") from error
     if not isinstance(value, dict):
-        raise InputError("A file of the run is damaged.", str(path), "Run the step that writes it again.")
+        raise _unusable(path, "it is damaged")
     return value
+
+
+def _unusable(path: Path, why: str) -> InputError:
+    return InputError(f"A file of the run cannot be used: {why}.", str(path), "Run the step that writes it again.")

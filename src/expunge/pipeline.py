@@ -23,7 +23,6 @@ from expunge.attacks.trials import Wear
 from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
-from expunge.catalogue import make_method
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, VerdictBelow
 from expunge.folder import RunFolder, Subject, write_json
@@ -44,7 +43,7 @@ from expunge.source import Source, prepare
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
-from expunge.unlearning.methods import Method, split_settings
+from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import join_processes, main_process_first
 
@@ -370,4 +369,4 @@ def _how(plan: Plan, training: dict[str, Any]) -> RecipePart:
 
 
 def _method(recipe: Recipe) -> Method:
-    return make_method(recipe.method, recipe.transform, recipe.settings)
+    return build_method(recipe.method, recipe.transform, recipe.settings)

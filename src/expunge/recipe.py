@@ -15,8 +15,8 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, SETTINGS_PAGE
-from expunge.errors import InputError, nearest
+from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD
+from expunge.errors import SETTINGS_PAGE, InputError, nearest
 from expunge.settings import assign, read_yaml
 
 SMOLLM2 = "smollm2"

@@ -63,6 +63,17 @@ def test_verify_reads_the_whole_chain_of_models(tmp_path: Path) -> None:
         verify(ledger, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\xff", "cannot be read: it is not UTF-8 text"), (b"{", "not a ledger"), (b"[]", "not a ledger")],
+)
+def test_a_damaged_ledger_is_told_without_a_parser_s_words(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "ledger.json").write_bytes(content)
+    with pytest.raises(InputError, match=says) as told:
+        Ledger(tmp_path).entries()
+    assert told.value.where == str(tmp_path / "ledger.json")
+
+
 SAME = replace(A, prompt=" where is  a ?", answer="U\n", id="other")
 
 

@@ -66,7 +66,7 @@ def test_settings_reach_the_part_they_name(arguments: tuple[object, ...], expect
         (("npo", None, {"parametrization": "lorra"}), "Unknown parametrization 'lorra'.*'lora'"),
         (("npo", None, {"parametrization": 3}), "Unknown parametrization 3"),
         (("npo", None, {"objective.betta": 0.1}), "NPO has no setting 'betta'.*Did you mean 'beta'"),
-        (("npo", None, {"betta": 0.1}), "no setting 'betta'.*Did you mean 'beta'"),
+        (("npo", None, {"betta": 0.1}), "no setting 'betta'.*Did you mean 'objective.beta'"),
         (("npo", None, {"learning_rat": 0.1}), "Did you mean 'learning_rate'"),
         (("npo", None, {"transform.strength": 1.0}), "no part 'transform'"),
         (("npo", None, {"objectiv.beta": 1.0}), "no part 'objectiv'.*Did you mean 'objective'"),

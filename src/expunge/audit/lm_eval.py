@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from expunge.errors import InputError
+from expunge.errors import InputError, unreadable
 from expunge.models.checkpoint import atomic_write_text
 
 if TYPE_CHECKING:
@@ -111,8 +111,10 @@ def task_name(path: Path) -> str:
     """The name under which lm-eval knows the task in a file; InputError where there is none."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Names)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("This task file cannot be read.", f"{path}: {error}", "Give YAML files of lm-eval.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"This task file cannot be read: {unreadable(error)}.", str(path)) from error
+    except yaml.YAMLError as error:
+        raise InputError("This task file cannot be read.", str(path), "Give YAML files of lm-eval.") from error
     name = (tree.get("task") or tree.get("group")) if isinstance(tree, dict) else None
     if not isinstance(name, str):
         raise InputError("This file names no task.", str(path), "A task file of lm-eval has the key `task`.")

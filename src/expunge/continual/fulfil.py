@@ -35,7 +35,6 @@ from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import EARLIER, Request
 from expunge.source import fetched
-from expunge.unlearning.parametrizations.base import Parametrization
 from expunge.unlearning.parametrizations.fused import FusedLoRA
 from expunge.unlearning.parametrizations.projection import Projection
 
@@ -108,7 +107,7 @@ class Requests:
                 "verdict": record.verdict,
                 "before": known.log_odds,
                 "lead": known.lead,
-                "carries": _kind(pipeline.check(recipe)[0].parametrization) if left else "",
+                "carries": _kind(recipe) if left else "",
                 "beside": _beside(after),
                 "standings": standings,
             },
@@ -159,7 +158,7 @@ class Requests:
 
     def _continued(self, recipe: Recipe) -> Recipe:
         """The recipe with what the last method of its kind left; InputError where adapters would undo a request."""
-        kind = _kind(pipeline.check(recipe)[0].parametrization)
+        kind = _kind(recipe)
         if (carried := self.ledger.carried(kind)) is None:
             return recipe
         left, file = carried
@@ -275,8 +274,9 @@ def _without_related(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"attacks": kept})
 
 
-def _kind(parametrization: Parametrization) -> str:
-    """Of what a run leaves for later ones: rows of another site, or another parametrization's file, are of no use."""
+def _kind(recipe: Recipe) -> str:
+    """Of what its run leaves for later ones: rows of another site, or another parametrization's file, are of no use."""
+    parametrization = pipeline.check(recipe)[0].parametrization
     if isinstance(parametrization, FusedLoRA):
         return ADAPTERS
     if isinstance(parametrization, Projection):

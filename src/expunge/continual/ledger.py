@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
 from expunge.data.example import Example
-from expunge.errors import InputError, nearest
+from expunge.errors import InputError, nearest, unreadable
 from expunge.models.storage import atomic_write_text, sha256
 from expunge.request import Request
 
@@ -128,8 +128,10 @@ class Ledger:
             if tree["version"] != VERSION:
                 raise InputError(f"The ledger has version {tree['version']!r}, not {VERSION}.", str(self.file))
             entries = tuple(Entry.model_validate(entry) for entry in tree["entries"])
-        except (ValueError, ValidationError, KeyError, TypeError) as error:
-            raise InputError("This is not a ledger, or it was damaged.", f"{self.file}: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The ledger cannot be read: {unreadable(error)}.", str(self.file)) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError("This is not a ledger, or it was damaged.", str(self.file)) from error
         for number, (entry, previous) in enumerate(zip(entries, ("", *(e.digest() for e in entries)), strict=False)):
             if entry.previous != previous:
                 raise InputError(

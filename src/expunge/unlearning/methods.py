@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from expunge.errors import InputError, nearest
+from expunge.errors import SETTINGS_PAGE, InputError, closest, nearest
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.objectives.base import Objective
 from expunge.unlearning.objectives.bounded import Bounded
@@ -254,7 +254,7 @@ def build_method(name: str, transform: str | None = None, settings: Mapping[str,
     parts, values = _choose(METHODS[name], transform, dict(settings or {}))
     by_part: dict[str, dict[str, object]] = {key: {} for key in parts}
     for key, value in values.items():
-        axis, _, setting = key.rpartition(".") if "." in key else (_owner(parts, key), "", key)
+        axis, _, setting = key.rpartition(".") if "." in key else (_owner(name, parts, key), "", key)
         if axis not in parts:
             raise InputError(f"The method {name!r} has no part {axis!r}.", key, nearest(axis, parts))
         by_part[axis][setting] = value
@@ -316,10 +316,10 @@ def _named(axis: str, name: object) -> type:
     return part
 
 
-def _owner(parts: Mapping[str, Any], setting: str) -> str:
-    """The one part that has `setting`."""
-    fields = {key: field_names(part if isinstance(part, type) else type(part)) for key, part in parts.items()}
-    owners = [key for key, names in fields.items() if setting in names]
+def _owner(method: str, parts: Mapping[str, Any], setting: str) -> str:
+    """The one part that has `setting`; InputError where several have it, or none, with the nearest that one has."""
+    known = {key: field_names(part if isinstance(part, type) else type(part)) for key, part in parts.items()}
+    owners = [key for key, names in known.items() if setting in names]
     if len(owners) == 1:
         return owners[0]
     if owners:
@@ -328,8 +328,18 @@ def _owner(parts: Mapping[str, Any], setting: str) -> str:
             setting,
             f"Say {' or '.join(f'{o}.{setting}' for o in owners)}.",
         )
-    known = {name for names in fields.values() for name in names} | set(field_names(UnlearnArguments))
-    raise InputError(f"There is no setting {setting!r}.", setting, nearest(setting, known))
+    loop = field_names(UnlearnArguments)
+    hint = "It is the loop's: write it under `unlearn`." if setting in loop else _hint(setting, {"": loop, **known})
+    raise InputError(f"The method {method!r} has no setting {setting!r}.", setting, hint)
+
+
+def _hint(setting: str, known: dict[str, tuple[str, ...]]) -> str:
+    """The nearest setting with the part that has it before it (nothing for the loop's), or all, each part said once."""
+    full = {name: f"{part}.{name}".lstrip(".") for part in reversed(known) for name in known[part]}
+    if close := closest(setting, full):
+        return f"Did you mean {full[close]!r}? All are listed in {SETTINGS_PAGE}."
+    groups = [f"{part}.{{{', '.join(names)}}}" for part, names in known.items() if part and names]
+    return f"It has {'; '.join(groups) or 'none'}. Those of the loop, and what all mean: {SETTINGS_PAGE}."
 
 
 def _made(part: Any, settings: dict[str, object], where: str) -> Any:
