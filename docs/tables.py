@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from expunge.bench.rows import Row, recovery_table
 from expunge.bench.standings import leads, mean_standing, shares
 from expunge.continual.record import HELD_OUT, RETAIN, Course
 
@@ -38,12 +39,12 @@ BEFORE_TWINS = {
 """Rows of `world_facts` in the README, whose other methods are on `world_facts_twins` too, and their names there."""
 
 
-def _rows(benchmark: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """The rows of docs/results/erase_or_hide.json on one benchmark: method -> attack -> row."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8")):
-        if row["benchmark"] == benchmark:
-            found.setdefault(row["method"], {})[row["attack"]] = row
+def _rows(benchmark: str) -> dict[str, list[Row]]:
+    """The rows of docs/results/erase_or_hide.json on one benchmark, by method."""
+    found: dict[str, list[Row]] = {}
+    for tree in json.loads((ROOT / "docs" / "results" / "erase_or_hide.json").read_text(encoding="utf-8")):
+        if tree["benchmark"] == benchmark:
+            found.setdefault(tree["method"], []).append(Row.from_json(tree))
     return found
 
 
@@ -51,24 +52,8 @@ def erase_or_hide(benchmark: str, called: Mapping[str, str] | None = None) -> st
     """Recovery by method and attack on `benchmark`; of the methods in `called`, by the names there, or of all."""
     known = _rows(benchmark)
     called = called or {method: method for method in known if method not in HISTORY}
-    own = {name: known[method] for method, name in called.items()}
-    attacks = sorted(
-        dict.fromkeys(attack for found in own.values() for attack in found),
-        key=lambda each: each not in ("harmful_0.3", "related"),
-    )
-    lines = [f"| method | seeds | {' | '.join(attacks)} | held-out | seconds |", "|" + "---|" * (len(attacks) + 4)]
-    for method, found in own.items():
-        cells = [_recovery(found[attack]) if attack in found else "" for attack in attacks]
-        some, seeds = next(iter(found.values())), sorted({len(row["seeds"]) for row in found.values()})
-        told = [
-            method,
-            " to ".join(map(str, {seeds[0]: 0, seeds[-1]: 0})),
-            *cells,
-            f"{some['held_out_after']:.2f}",
-            f"{some['seconds']:.0f}",
-        ]
-        lines.append(f"| {' | '.join(told)} |")
-    return "\n".join(lines) + "\n"
+    own = [replace(row, method=name) for method, name in called.items() for row in known[method]]
+    return recovery_table(own) + "\n"
 
 
 CHOICES = {
@@ -94,10 +79,10 @@ def choices() -> str:
         "|" + "---|" * 9,
     ]
     for method, (chosen, does) in CHOICES.items():
-        found = rows[method]
+        found = {row.attack: row for row in rows[method]}
         some = found["harmful_0.3"]
-        told = [chosen, does, str(len(some["seeds"])), f"{some['seconds']:.0f}", f"{some['peak_bytes'] / 1e9:.1f}"]
-        told += [*(f"{found[attack]['recovery']:.2f}" for attack in attacks), f"{some['held_out_after']:.2f}"]
+        told = [chosen, does, str(len(some.seeds)), f"{some.seconds:.0f}", f"{some.peak_bytes / 1e9:.1f}"]
+        told += [*(f"{found[attack].recovery:.2f}" for attack in attacks), f"{some.held_out_after:.2f}"]
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
@@ -182,9 +167,3 @@ def verdict() -> str:
         )
         lines.append(f"| {title} | {share} |")
     return "\n".join(lines) + "\n"
-
-
-def _recovery(row: dict[str, float | None]) -> str:
-    """`0.93 [0.67, 1.13]`, or the value alone where one seed gives no interval."""
-    bounds = "" if row["ci_low"] is None else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-    return f"{row['recovery']:.2f}{bounds}"

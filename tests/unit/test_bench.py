@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from expunge import pipeline
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import STUDENT, attack_name, interval, markdown, recovery_table, rows, share_interval
+from expunge.bench.rows import STUDENT, Row, attack_name, interval, markdown, recovery_table, rows, share_interval
 from expunge.errors import InputError
 from expunge.report.record import Record
 from synthetic_record import make_record
@@ -121,9 +122,16 @@ def test_a_wide_table_has_a_line_a_method_and_a_column_an_attack() -> None:
     found = rows({"graddiff": [one.model_copy(update={"attacks": (*one.attacks, benign)})], "npo": [other]})
     head, _, first, second = recovery_table(found).splitlines()
     names = [attack_name(attack) for attack in (*one.attacks, benign)]
-    assert head == f"| method | after: log-odds | {' | '.join(names)} | retain | held-out |"
-    assert first.split(" | ")[2:4] == ["0.20", "0.70"]
-    assert second.split(" | ")[2:4] == ["0.41", ""]
+    assert head == f"| method | seeds | after: log-odds | {' | '.join(names)} | retain | held-out | seconds |"
+    assert first.split(" | ")[3:5] == ["0.20", "0.70"]
+    assert second.split(" | ")[3:5] == ["0.41", ""]
+
+
+def test_rows_come_back_from_their_json() -> None:
+    """NaN, which JSON has not, too; and what is None stays None."""
+    for seeds in ((1,), (1, 2)):
+        (row,) = rows({"graddiff": [with_recovery("graddiff", seed, 0.2) for seed in seeds]})
+        assert str(Row.from_json(json.loads(json.dumps(row.to_json())))) == str(row)
 
 
 def test_records_of_several_grids_make_one_table() -> None:

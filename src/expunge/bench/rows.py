@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from expunge.audit.intervals import wilson
 from expunge.audit.verdict import Rule
@@ -68,6 +69,12 @@ class Row:
     peak_bytes: float
     verdicts: list[str]
     control: str
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Row:
+        """The row that `to_json` gave."""
+        missing = {field.name for field in fields(cls) if field.type == "float" and tree[field.name] is None}
+        return cls(**{**tree, **dict.fromkeys(missing, math.nan)})
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON types; what could not be computed from so few seeds is None."""
@@ -134,16 +141,21 @@ def markdown(found: Sequence[Row]) -> str:
 
 
 def recovery_table(found: Sequence[Row]) -> str:
-    """Recovery alone, a line for each method and a column for each attack: for tables of many attacks."""
+    """Recovery alone, a line for each method and a column for each attack: for tables of many attacks.
+
+    A method met by some attacks on fewer seeds than by others has both numbers of seeds.
+    """
     attacks = list(dict.fromkeys(row.attack for row in found))
-    columns = ["method", "after: log-odds", *attacks, "retain", "held-out"]
+    columns = ["method", "seeds", "after: log-odds", *attacks, "retain", "held-out", "seconds"]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for method in dict.fromkeys(row.method for row in found):
         own = {row.attack: row for row in found if row.method == method}
         cells = [with_interval(r.recovery, r.ci_low, r.ci_high) if (r := own.get(name)) else "" for name in attacks]
-        some = next(iter(own.values()))
-        kept = [f"{some.retain_after:.2f}", f"{some.held_out_after:.2f}"]
-        lines.append(f"| {' | '.join([method, f'{some.forget_after_log_odds:+.2f}', *cells, *kept])} |")
+        some, seeds = next(iter(own.values())), [len(row.seeds) for row in own.values()]
+        told = [method, " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))]
+        told.append(f"{some.forget_after_log_odds:+.2f}")
+        kept = [f"{some.retain_after:.2f}", f"{some.held_out_after:.2f}", f"{some.seconds:.0f}"]
+        lines.append(f"| {' | '.join([*told, *cells, *kept])} |")
     return "\n".join(lines)
 
 
