@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from statistics import median
 
 from expunge.models.memory import peak_bytes
@@ -22,14 +21,13 @@ def child(settings: Settings) -> None:
     """Print the peak after a few steps, the size of the trained parameters, and that of the largest of them."""
     kind, method = settings.extra
     model, encoder = smollm2(settings)
-    step: Callable[[], None]
     if kind == "expunge":
-        step = OurStep(model, encoder, method, demo_facts(), BATCH)
+        OurStep(model, encoder, method, demo_facts(), BATCH, STEPS).walk(range(STEPS))
     else:
         loss = npo_with_second_model(model) if method == "npo" else graddiff
         step = PlainStep(model, loss, *OurStep(model, encoder, "graddiff", demo_facts(), BATCH).pair())
-    for _ in range(STEPS):
-        step()
+        for _ in range(STEPS):
+            step()
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
     print("PEAK", peak_bytes(), sum(sizes), max(sizes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from statistics import fmean
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import towns
-from expunge.data.collate import Batch, Encoded, collate
+from expunge.data.collate import Encoded, collate
 from expunge.data.example import Example
 from expunge.data.twins import NAMES, held_twins, scored_twins
 from expunge.errors import InputError
@@ -20,13 +21,12 @@ from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import readout
 from expunge.models.scores import score_items
 from expunge.request import Request
-from expunge.unlearning import step
 from expunge.unlearning.anchors import Anchor, anchors
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import step_batches, unlearn
 from expunge.unlearning.methods import build_method
-from expunge.unlearning.objectives.base import Companions
-from expunge.unlearning.objectives.counterfactual import Counterfactual, held
+from expunge.unlearning.objectives.base import Totals
+from expunge.unlearning.objectives.counterfactual import SLACK, Counterfactual
 from expunge.unlearning.processes import Processes
 from expunge.unlearning.start import cache_start
 from expunge.unlearning.step import Moment, Stepper
@@ -75,7 +75,7 @@ def test_the_loss_of_a_step_is_its_formula(
             turn[item] = own[0].prompt, own[0].answer
             kept[item] = log_probs(before, [turn[item]])[0]
     moved = log_probs(now, turn) - kept
-    expected = np.maximum(beyond, 0) + 0.5 * np.maximum(-beyond, 0) + 0.25 * abs(moved)
+    expected = np.maximum(beyond, 0) + 0.5 * np.maximum(-beyond, 0) + 0.25 * np.maximum(abs(moved) - SLACK, 0)
 
     take = Stepper.step
 
@@ -128,7 +128,7 @@ def test_the_hold_pulls_both_ways() -> None:
     rows = collate([make_encoder().encode(e.prompt, e.answer) for e in FORGET[:3]], 0)
     said = answer_log_probs(model, rows)
     start = said.sequence.detach() + torch.tensor([1.0, -2.0, 3.0]).double()
-    loss = held(Companions(said, torch.arange(3)), start, 3)
+    loss = Counterfactual().anchor_loss(said, start, Totals(0, 3, 0))
     (pull,) = torch.autograd.grad(loss, said.sequence)
     signs = torch.tensor([-1.0, 1.0, -1.0]).double()
     torch.testing.assert_close(pull, signs / (3 * said.counts))
@@ -217,59 +217,49 @@ def test_settings_out_of_range_are_told(name: str, value: float) -> None:
         Counterfactual(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("pass_tokens", "forwards"), [(step.PASS_TOKENS, 2), (-1, 3)])
-def test_twins_ride_in_the_one_forward_unless_they_would_pad_it(
-    pass_tokens: int, forwards: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A micro-batch reads the backbone once for forget, retain and twin rows, and once for the options."""
-    model, calls = make_tiny_model(), []
-    model.model.register_forward_hook(lambda *_: calls.append(1))
-    made: list[int] = []
+@pytest.mark.parametrize(("method", "batch"), [("counterfactual", 5), ("counterfactual", 2), ("bounded_relearning", 5)])
+def test_the_hold_adds_its_own_gradient(method: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """forget_weight hold grad mean_i max(0, |d_i| - slack), whatever else is in the loss.
 
-    def counted(self: Moment, *args: Any, **kwargs: Any) -> object:
-        before = len(calls)
-        terms = micro_batch(self, *args, **kwargs)
-        made.append(len(calls) - before)
-        return terms
-
-    micro_batch = Moment._micro_batch
-    monkeypatch.setattr(Moment, "_micro_batch", counted)
-    monkeypatch.setattr(step, "PASS_TOKENS", pass_tokens)
-    Run("counterfactual", arguments={"max_steps": 1}).on(model)
-    assert made and set(made) == {forwards}
-
-
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("counterfactual", {}), ("durable", {}), ("counterfactual", {"transform": "attribution", "strength": 10.0})],
-)
-def test_twins_read_alone_are_the_same_twins(
-    method: str, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Away from the start, where |d_i| has no slope."""
-    take, now = Stepper.step, make_tiny_model(seed=5).double()
+    Beside an attacker that stands still too, with half of it from either place.
+    """
+    before, now = make_tiny_model().double(), make_tiny_model(seed=5).double()
+    twins = [own[0] for own in held_twins(FORGET, RETAIN, 4)]
+    rows = collate([make_encoder().encode(twin.prompt, twin.answer) for twin in twins], 0)
+    kept = answer_log_probs(before, rows).sequence.detach()
+    said = answer_log_probs(now, rows)
+    moved = ((said.sequence - kept) / said.counts).abs() - SLACK
+    wanted = torch.autograd.grad(0.5 * 0.25 * moved.clamp(min=0).mean(), list(now.parameters()))
 
     def look(self: Stepper, number: int) -> object:
-        if number == 0:
-            self.model.load_state_dict(now.state_dict())
+        self.model.load_state_dict(now.state_dict())
         return take(self, number)
 
+    def keep(self: Stepper, number: int) -> float:
+        found.append([p.grad.clone() for p in self.model.parameters() if p.grad is not None])
+        return clip(self, number)
+
+    take, clip, found = Stepper.step, Stepper._clip, list[list[torch.Tensor]]()
     monkeypatch.setattr(Stepper, "step", look)
-    run = Run(method, settings, {"per_device_train_batch_size": 2, "max_steps": 2}, double=True)
-    told, model = run.make()
-    monkeypatch.setattr(step, "PASS_TOKENS", -1)
-    alone, other = run.make()
-    assert [m.forget for m in told.history[1:]] == pytest.approx([m.forget for m in alone.history[1:]], abs=1e-9)
-    assert largest_difference(weights(model), weights(other)) < 1e-9
+    monkeypatch.setattr(Stepper, "_clip", keep)
+    arguments = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 3, "max_steps": 1}
+    for hold in (0.25, 0.0):
+        settings = {"objective": "counterfactual", "forget_weight": 0.5, "hold": hold}
+        settings |= {} if method == "counterfactual" else {"transform.learning_rate": 1e-300}
+        Run(method, settings, arguments).on(copy.deepcopy(before))
+    for own, without, reference in zip(*found, wanted, strict=True):
+        torch.testing.assert_close(own - without, reference, rtol=1e-9, atol=1e-12)
 
 
-def test_rows_that_pad_the_others_by_more_than_a_pass_do_not_fit() -> None:
-    def rows(n: int, width: int) -> Batch:
-        return collate([Encoded(tuple(range(width)), width - 1)] * n, 0)
+def test_one_graph_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward of forget and retain rows is done, and has freed their graph, before what is held is read."""
+    model, done = make_tiny_model(), list[bool]()
 
-    long = 10 + step.PASS_TOKENS // 8
-    assert step.fits(rows(1, long), rows(5, 10), rows(3, 10)) and not step.fits(
-        rows(1, long + 1), rows(5, 10), rows(3, 10)
-    )
-    assert step.fits(rows(1, 99), rows(8, 99), rows(1, 2)), "what the others cost each other is not theirs"
-    assert step.fits(rows(1, 99)) and step.fits(rows(1, 99), None)
+    def looked(self: Moment, *args: Any) -> object:
+        done.append(all(p.grad is not None for p in model.parameters()))
+        return anchored(self, *args)
+
+    anchored = Moment._anchors
+    monkeypatch.setattr(Moment, "_anchors", looked)
+    Run("counterfactual", arguments={"max_steps": 1}).on(model)
+    assert done and all(done)

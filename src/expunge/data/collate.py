@@ -219,12 +219,6 @@ def collate(encoded: Sequence[Encoded], pad_id: int, index: Sequence[int] | None
     return Batch(ids, filled.long(), filled & (places >= starts[:, None]), rows)
 
 
-def join_padding(*batches: Batch) -> int:
-    """Tokens of padding that `join` adds to the rows of all of them."""
-    width = max((batch.input_ids.shape[1] for batch in batches), default=0)
-    return sum((width - batch.input_ids.shape[1]) * len(batch) for batch in batches)
-
-
 def join(a: Batch, b: Batch, pad_id: int) -> Batch:
     """The rows of `a`, then the rows of `b`, at the width of the wider one."""
     width = max(a.input_ids.shape[1], b.input_ids.shape[1])

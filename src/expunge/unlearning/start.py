@@ -39,11 +39,9 @@ class StartCache:
     goals: Tensor | None = None
     n_own: int | None = None
 
-    def of(
-        self, part: MicroBatch, companions: Companions | None = None, anchors: Companions | None = None
-    ) -> StartValues:
-        """Those of one micro-batch's rows; `companions` and `anchors` are passed on."""
-        sequence = before = logits = states = anchored = None
+    def of(self, part: MicroBatch, companions: Companions | None = None) -> StartValues:
+        """Those of one micro-batch's rows; `companions` are passed on."""
+        sequence = before = logits = states = None
         if self.forget is not None:
             sequence = self.forget.sequence[part.forget.index]
             if self.forget.head is not None:
@@ -54,8 +52,6 @@ class StartCache:
                 logits = self.retain.logits(self.retain.states(places))
             if self.retain_states:
                 states = torch.cat([self.retain_states[i] for i in places])
-        if self.anchored is not None and part.anchors is not None:
-            anchored = self.anchored[part.anchors.rows.index]
         return StartValues(
             forget=sequence,
             retain_logits=logits,
@@ -64,8 +60,6 @@ class StartCache:
             companions_start=_of_rows(self.companions, part.companions),
             forget_logits=before,
             retain_states=states,
-            anchors=anchors,
-            anchored=anchored,
             goals=None if self.goals is None else self.goals[part.forget.index],
             held=None if self.n_own is None else part.forget.index >= self.n_own,
         )
@@ -143,10 +137,7 @@ def _twin_margins(said: Mapping[int, Tensor], n: int) -> Tensor:
 
 
 def _anchored(model: PreTrainedModel, batches: StepBatches, said: Mapping[int, Tensor]) -> Tensor | None:
-    """What each row that is held is to keep; None where none is.
-
-    A twin's own value is that of a forward like those to come, so that |d_i| begins at 0 to the last bit where it can.
-    """
+    """What each row that is held is to keep; None where none is."""
     kept = _owned(model, batches, [tuple(each.row for each in own if not each.option) for own in batches.anchors])
     if kept is None:
         return None

@@ -2,6 +2,7 @@
 
     for each micro-batch:   one fused forward of forget and retain rows, the head on answer positions only
                             objective -> loss, divided by the counts of the whole step; transforms look; backward
+                            rows that are held, if any: a forward and a backward of their own
     gradients are summed over the processes; transforms finish; clipping; AdamW
 
 Because the losses are divided by the counts of the whole step and the gradients are summed, neither the cut into
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import DynamicCache, PreTrainedModel
 
-from expunge.data.collate import Batch, join, join_padding
+from expunge.data.collate import Batch
 from expunge.errors import NonFiniteLoss
 from expunge.models.answers import Answers, answer_log_probs, forward_pair
 from expunge.models.candidates import answers_after, prompt_cache
@@ -34,9 +36,6 @@ from expunge.unlearning.start import StartCache
 from expunge.unlearning.transforms.base import BoundTransform, Side
 
 _SIDES: Final[tuple[Side, Side]] = ("forget", "retain")
-
-PASS_TOKENS: Final = 64
-"""Tokens whose products cost about what one more pass over the weights does, on a processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,28 +188,36 @@ class Moment:
             for transform in stepper.transforms if share.forget else ():
                 watching.enter_context(transform.watch(len(part.forget)))
             cache = self._cache(part) if share.forget else None
-            anchors = part.anchors if share.forget else None
-            fused = anchors.rows if anchors and fits(anchors.rows, *sides) else None
-            forget, retain, alike = forward_sides(stepper, *sides, fused, cache)
-        if anchors and fused is None:
-            alike = self.answers(anchors.rows)
+            forget, retain = forward_sides(stepper, *sides, cache)
         beside = None if forget is None else self._companions(part, cache)
-        asked = Companions(alike, anchors.owner) if anchors and alike is not None else None
-        terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside, asked), share)
+        terms = stepper.objective(forget, retain, totals, stepper.start.of(part, beside), share)
         loss = terms.loss * part.weight
         if forget is not None:
             for transform in stepper.transforms:
                 transform.before_backward(loss, forget, last)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        return terms
+        if forget is None or part.anchors is None:
+            return terms
+        anchored = self._anchors(part.anchors.rows, totals, share.forget * part.weight)
+        return replace(terms, forget=terms.forget + anchored)
+
+    def _anchors(self, rows: Batch, totals: Totals, weight: float) -> Float[Tensor, ""]:
+        """Add the gradient of rows that are held; their term.
+
+        In the forward of the others they would take time, since long names pad, and memory for both graphs at once.
+        """
+        objective, kept = self.stepper.objective, self.stepper.start.anchored
+        assert kept is not None  # an objective with anchors keeps what they are to say
+        moved = objective.anchor_loss(self.answers(rows), kept[rows.index], totals)
+        (weight * objective.weights.forget * moved).backward()  # type: ignore[no-untyped-call]
+        return moved.detach()
 
     def _cache(self, part: MicroBatch) -> DynamicCache | None:
         """Where the forget rows' keys and values are kept for companions that are only looked at."""
         if part.companions is None or self.stepper.objective.trains_companions:
             return None
-        anchors = None if part.anchors is None else part.anchors.rows
-        batches = [batch for batch in (part.forget, part.retain, anchors, part.companions.rows) if batch is not None]
+        batches = [batch for batch in (part.forget, part.retain, part.companions.rows) if batch is not None]
         return prompt_cache(self.stepper.model, sum(batch.input_ids.shape[1] for batch in batches))
 
     def _companions(self, part: MicroBatch, cache: DynamicCache | None) -> Companions | None:
@@ -224,27 +231,16 @@ class Moment:
             return Companions(self.answers(rows), owner)
 
 
-def fits(rows: Batch, *others: Batch | None) -> bool:
-    """Whether one forward of all costs less than one more for `rows` alone, which would pad the others or be padded."""
-    beside = [batch for batch in others if batch is not None]
-    return join_padding(rows, *beside) - join_padding(*beside) <= PASS_TOKENS
-
-
 def forward_sides(
-    stepper: Stepper, forget: Batch | None, retain: Batch | None, anchors: Batch | None, cache: DynamicCache | None
-) -> tuple[Answers | None, Answers | None, Answers | None]:
+    stepper: Stepper, forget: Batch | None, retain: Batch | None, cache: DynamicCache | None
+) -> tuple[Answers | None, Answers | None]:
     """What the objective reads of the rows that are there, from one forward: answers, or the states of one block."""
     model, pad_id, start = stepper.model, stepper.batches.pad_id, stepper.start
     if start.block is not None:
-        return *read_states_pair(start.read.backbone, start.block, forget, retain, pad_id), None
+        return read_states_pair(start.read.backbone, start.block, forget, retain, pad_id)
     if forget is None:
-        return None, None if retain is None else answer_log_probs(model, retain, start.read), None
-    if retain is None or anchors is None:
-        said, other = forward_pair(model, forget, anchors if retain is None else retain, pad_id, start.read, cache)
-        return (said, other, None) if anchors is None else (said, None, other)
-    together = join(forget, join(retain, anchors, pad_id), pad_id)
-    said, rest = answer_log_probs(model, together, start.read, cache).split(len(forget))
-    return said, *rest.split(len(retain))
+        return None, None if retain is None else answer_log_probs(model, retain, start.read)
+    return forward_pair(model, forget, retain, pad_id, start.read, cache)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from expunge.errors import InputError
+from expunge.errors import InputError, InternalError
 
 if TYPE_CHECKING:
     from expunge.data.example import Example
@@ -79,8 +79,6 @@ class StartValues:
         companions_start: log P of the companions at the start, or None.
         forget_logits: logits at the answer tokens of the forget rows at the start, or None.
         retain_states: states of block `state_layer` at all tokens of the retain rows at the start, or None.
-        anchors: what the model says now to rows that are held (`unlearning.anchors`), or None where there are none.
-        anchored: log P that these rows are to keep, or None.
         goals: of each forget row, see `Objective.goals`, or None.
         held: which forget rows are facts of earlier requests; None where there are none.
     """
@@ -92,8 +90,6 @@ class StartValues:
     companions_start: Float[Tensor, " rows"] | None = None
     forget_logits: Float[Tensor, "tokens vocabulary"] | None = None
     retain_states: Float[Tensor, "positions d"] | None = None
-    anchors: Companions | None = None
-    anchored: Float[Tensor, " rows"] | None = None
     goals: Float[Tensor, " items"] | None = None
     held: Bool[Tensor, " items"] | None = None
 
@@ -167,6 +163,11 @@ class Objective(ABC):
     def retain_loss(self, retain: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
         """These rows' share of L_r: CE(r) unless the objective has another."""
         return cross_entropy(retain.sequence, totals.retain_tokens)
+
+    def anchor_loss(self, anchors: Answers, kept: Float[Tensor, " rows"], totals: Totals) -> Float[Tensor, ""]:
+        """The share of L_f of the rows that an objective with `twins` holds (`unlearning.anchors`): of what the model
+        says to them now, and of the log P that they are to keep."""
+        raise InternalError(f"{type(self).__name__} asks for twins and has no loss for them")
 
     def __call__(
         self,

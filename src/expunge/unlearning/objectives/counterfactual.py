@@ -4,8 +4,8 @@
     m'_i  the same for its twins (`expunge.data.twins`: an invented subject in its place) in the untouched model, meaned
     c     clamp(mean_i m'_i, -within, within) - mean_i m'_i
     d_i   mean_t log P(y_it | x'_i, y_i<t) - mean_t log P_start(y_it | x'_i, y_i<t)     x'_i: the twin whose turn it is
-    L_f = (1/n) sum_i [ max(0, m_i - m'_i - c) + restore max(0, m'_i + c - m_i) + hold |d_i| ]
-    L   = forget_weight L_f + retain_weight CE(r)
+    L_f = (1/n) sum_i [ max(0, m_i - m'_i - c) + restore max(0, m'_i + c - m_i) + hold max(0, |d_i| - slack) ]
+    L   = forget_weight L_f + retain_weight CE(r)         slack: by which two forwards of one row may differ
 
 With `options`, d_i is every other time that of a wrong option: its mean log-probability after the item's own prompt,
 from what was said of it after the twins' prompts (`unlearning.anchors`).
@@ -22,23 +22,21 @@ says as target) with a bound instead of a target distribution, and a hold instea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from jaxtyping import Float
 from torch import Tensor
 
 from expunge.errors import InputError, InternalError
-from expunge.unlearning.objectives.base import Companions, StartValues, Totals, require_weights
+from expunge.unlearning.objectives.base import StartValues, Totals, require_weights
 from expunge.unlearning.objectives.bounded import Bounded, bounded_forget, margins
 
 if TYPE_CHECKING:
     from expunge.models.answers import Answers
 
 
-def held(anchors: Companions, kept: Float[Tensor, " rows"], items: int) -> Float[Tensor, ""]:
-    """sum |d_i| / items, from what is said now and what is to be kept."""
-    moved = (anchors.answers.sequence - kept) / anchors.answers.counts.clamp(min=1)
-    return moved.abs().sum() / max(items, 1)
+SLACK: Final = 1e-4
+"""Nats per token. d_i begins at 0, where the slope of |d_i| is the sign of what batch shapes do to the last bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Counterfactual(Bounded):
     Args:
         margin: moves all goals, nats per token; 0 is ignorance.
         restore: weight of the way back up.
-        hold: weight of |d_i|.
+        hold: weight of |d_i|, which counts from 1e-4 nats per token on.
         names: invented subjects for each forget item, met in turn.
         options: wrong options of each item that are held too, every other turn: d_i is then how far what is said of an
             option has moved from what was said of it about the twins. Where answers are sentences that share words with
@@ -85,11 +83,13 @@ class Counterfactual(Bounded):
         return twins + mean.clamp(-self.within, self.within) - mean
 
     def forget_loss(self, forget: Answers, totals: Totals, start: StartValues) -> Float[Tensor, ""]:
-        """The two hinges, and the hold."""
+        """The two hinges."""
         if start.companions is None or start.goals is None:
             raise InternalError("The counterfactual objective needs options, and the twins' log-odds at the start.")
         beyond = margins(forget, start.companions) - start.goals
-        loss = bounded_forget(beyond, self.margin, self.back_up(start.held), totals.forget_items)
-        if start.anchors is None or start.anchored is None:
-            return loss
-        return loss + self.hold * held(start.anchors, start.anchored, totals.forget_items)
+        return bounded_forget(beyond, self.margin, self.back_up(start.held), totals.forget_items)
+
+    def anchor_loss(self, anchors: Answers, kept: Float[Tensor, " rows"], totals: Totals) -> Float[Tensor, ""]:
+        """(hold / n) sum_i max(0, |d_i| - slack)."""
+        moved = (anchors.sequence - kept) / anchors.counts.clamp(min=1)
+        return self.hold * (moved.abs() - SLACK).clamp(min=0).sum() / max(totals.forget_items, 1)
