@@ -67,7 +67,7 @@ GRIDS = {
     "world_facts_twins": Tuned(
         "world_facts_twins.yaml",
         5e-5,
-        {"repselect": 1e-4, "rmu": 2e-4, "klue": 5e-4},
+        {"repselect": 1e-4, "rmu": 2e-3, "klue": 5e-4},
         (0.1, 0.3, 1.0),
         {name: {"learning_rates": [5e-5], "max_steps": 16, "eval_every": 8} for name in _RELEARN},
     ),
