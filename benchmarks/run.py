@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-THREADS = {"step_smollm2": 2, "memory": 2, "attribution": 2, "projection": 2, "step_peers": 1, "startup": 1}
+TWO = ("step_smollm2", "memory", "attribution", "projection", "ten_requests")
+THREADS = {**dict.fromkeys(TWO, 2), "step_peers": 1, "startup": 1}
 
 
 def main() -> int:
