@@ -59,4 +59,5 @@ if __name__ == "__main__":
     grids = {name: read_yaml(RECIPES / file) for name, file in FILES.items()}
     drawn = {"world_facts_twins": "durable", "world_facts": "bounded_relearning"}
     parts = dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts")
-    main(Page("erase_or_hide", HEAD, grids, drawn, parts), __doc__)
+    left_out = {"world_facts_twins": ("durable", "without_attacker", "without_hold", "half_as_long")}
+    main(Page("erase_or_hide", HEAD, grids, drawn, parts, left_out), __doc__)

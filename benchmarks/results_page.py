@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import Row, dump_json, markdown, recovery_table, rows
+from expunge.bench.rows import Row, dump_json, markdown, recovery_table, rows, with_interval
 from expunge.console import Bars
 from expunge.report.record import Record
 from results_figures import draw
@@ -36,6 +36,7 @@ class Page:
         grids: by name, each a tree that `Grid.of` takes.
         drawn: part -> the method that its pictures are about; parts without pictures are left out.
         parts: grid -> the part whose table it adds to, where that is not one of its own.
+        left_out: part -> a method of it, and the same method without this or that.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Page:
     grids: Mapping[str, Mapping[str, Any]]
     drawn: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def records(self) -> Path:
@@ -77,7 +79,8 @@ class Page:
                 continue
             own = [replace(row, benchmark=part) for row in rows(together)]
             found += own
-            lines += [f"\n## {part}\n", _about(own[0]), *_told(own), *_penalties(self.records / part)]
+            lines += [f"\n## {part}\n", _about(own[0]), *_told(own)]
+            lines += [*_left_out(self.left_out.get(part, ()), together), *_penalties(self.records / part)]
             if part in self.drawn:
                 lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
         lines += [
@@ -103,6 +106,23 @@ def _told(own: Sequence[Row]) -> Iterator[str]:
         return
     yield f"Recovery:\n\n{recovery_table(own)}\n"
     yield f"<details><summary>All numbers</summary>\n\n{markdown(own)}\n\n</details>"
+
+
+def _left_out(names: Sequence[str], together: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """How much less a method, the first of `names`, gives back than the others, which lack a part of it."""
+    if not names:
+        return
+    found = rows({name: together[name] for name in names if name in together})
+    attacks = list(dict.fromkeys(row.attack for row in found))
+    yield f"\nWhat comes back more than from {names[0]} (R, paired by seed), and what stays of the held-out facts:\n"
+    yield f"| | seeds | {' | '.join(attacks)} | held-out |\n|" + "---|" * (3 + len(attacks))
+    for name in names[1:]:
+        own = {row.attack: row for row in found if row.method == name}
+        cells = [with_interval(r.against, r.against_low, r.against_high, "+") for r in map(own.__getitem__, attacks)]
+        one = own[attacks[0]]
+        kept = fmean(r.scores.test.after.accuracy for r in together[names[0]] if r.seeds["data"] in one.seeds)
+        told = [name, str(len(one.seeds)), *cells, f"{one.held_out_after:.2f} instead of {kept:.2f}"]
+        yield f"| {' | '.join(told)} |"
 
 
 def _about(row: Row) -> str:
