@@ -28,13 +28,16 @@ class CompanionRows:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """The rows of one forward; `weight` is 1, or 0 for rows that are only there to keep the processes in step."""
+    """The rows of one forward, and those read apart: companions, and `anchors`, which are held.
+
+    `weight` is 1, or 0 for rows that are only there to keep the processes in step.
+    """
 
     forget: Batch
     retain: Batch | None
     weight: float
     companions: CompanionRows | None = None
-    anchors: CompanionRows | None = None
+    anchors: Batch | None = None
 
 
 Among = Callable[[int], bool]
@@ -103,12 +106,13 @@ class StepBatches:
         anchored = [tuple(anchor.row for anchor in own) for own in self.anchors]
         for part in parts[self.processes.rank :: world]:
             rows = part if part.stop > part.start else slice(0, 1)
+            held = self._owned(anchored, forget[rows], turn) if anchored else None
             yield MicroBatch(
                 self._batch(self.forget, forget[rows]),
                 self._batch(self.retain, retain[rows]) if retain else None,
                 float(rows is part),
                 self._owned(self.companions, forget[rows]) if self.companions else None,
-                self._owned(anchored, forget[rows], turn) if anchored else None,
+                held.rows if held else None,
             )
 
     def _drawn(self, step: int, among: Among | None) -> tuple[Sequence[int], Sequence[int]]:

@@ -199,7 +199,7 @@ class Moment:
             loss.backward()  # type: ignore[no-untyped-call]
         if forget is None or part.anchors is None:
             return terms
-        anchored = self._anchors(part.anchors.rows, totals, share.forget * part.weight)
+        anchored = self._anchors(part.anchors, totals, share.forget * part.weight)
         return replace(terms, forget=terms.forget + anchored)
 
     def _anchors(self, rows: Batch, totals: Totals, weight: float) -> Float[Tensor, ""]:
