@@ -80,7 +80,9 @@ class Page:
             own = [replace(row, benchmark=part) for row in rows(together)]
             found += own
             lines += [f"\n## {part}\n", _about(own[0]), *_told(own)]
-            lines += [*_left_out(self.left_out.get(part, ()), together), *_penalties(self.records / part)]
+            if part in self.left_out:
+                lines += _left_out(self.left_out[part], together)
+            lines += _penalties(self.records / part)
             if part in self.drawn:
                 lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
         lines += [
@@ -110,9 +112,7 @@ def _told(own: Sequence[Row]) -> Iterator[str]:
 
 def _left_out(names: Sequence[str], together: Mapping[str, Sequence[Record]]) -> Iterator[str]:
     """How much less a method, the first of `names`, gives back than the others, which lack a part of it."""
-    if not names:
-        return
-    found = rows({name: together[name] for name in names if name in together})
+    found = rows({name: together[name] for name in names})
     attacks = list(dict.fromkeys(row.attack for row in found))
     yield f"\nWhat comes back more than from {names[0]} (R, paired by seed), and what stays of the held-out facts:\n"
     yield f"| | seeds | {' | '.join(attacks)} | held-out |\n|" + "---|" * (3 + len(attacks))

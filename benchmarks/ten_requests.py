@@ -25,18 +25,17 @@ MINUTES = 6
 def measure(settings: Settings, result: Result) -> None:
     """Bar: six minutes. Attacks are those that `expunge request apply` makes of itself, at its settings."""
     tree = read_yaml(RECIPE)
-    of = {name: tree["methods"][name] or {} for name in METHODS}
     recipe = Recipe.of({"model": tree["model"], "data": tree["data"]}, RECIPE.name)
     source = chosen(recipe.data, STREAMS)
     stream = built(source, recipe.data, known=None)
     model = trained_here(source, stream.so_far(len(stream.ids)), recipe, Silent(), with_forget=True)
-    for method, own in of.items():
+    common = {"attacks": {name: {} for name in DEFAULT_ATTACKS}, "unlearn": tree["unlearn"]}
+    for method in METHODS:
         with TemporaryDirectory() as folder:
             ledger = Ledger(Path(folder) / "ledger")
             for name in stream.ids:
                 ledger.add(Request(stream.requests[name], stream.retain, attack=stream.held_out), name)
-            attacks = {name: {} for name in DEFAULT_ATTACKS}
-            shared = merge({"method": method, "attacks": attacks, "unlearn": tree["unlearn"]}, own)
+            shared = merge({**common, "method": method}, tree["methods"][method] or {})
             began = time.perf_counter()
             done = Requests(ledger, Path(folder) / "runs", shared).fulfil(model)
             minutes = (time.perf_counter() - began) / 60

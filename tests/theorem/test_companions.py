@@ -177,6 +177,7 @@ def test_idk_is_the_mean_nll_of_the_refusals() -> None:
         ("bounded", {"margin": -5.0}),
         ("counterfactual", {}),
         ("counterfactual", {"objective.options": 2}),
+        ("counterfactual", {"transform": "attribution", "strength": 10.0}),
         ("dpo", {}),
         ("idk", {}),
     ],
