@@ -12,7 +12,7 @@ import pytest
 
 from expunge.attacks.base import AttackResult, CurvePoint
 from expunge.attacks.budget import Budget
-from expunge.audit.control import GOLD_MODEL, IGNORANCE, MADE_UP, Recovery, lead, recovery
+from expunge.audit.control import GOLD_MODEL, IGNORANCE, MADE_UP, Recovery, came_back, lead, recovery
 from expunge.errors import InputError
 from expunge.models.scores import ItemScore, Scores
 
@@ -119,6 +119,20 @@ def test_twins_never_make_a_recovery_smaller() -> None:
         assert both.value >= plain.value and both.low >= plain.low and both.high >= plain.high
         assert all(map(float.__ge__, both.curve, plain.curve))
         assert both.low <= both.high
+
+
+def test_the_ledger_s_share_is_the_report_s() -> None:
+    """`came_back` has log-odds alone, and no interval."""
+    for attacked, knew, twins in cases():
+        odds = {item.id: item.log_odds for item in knew}
+        guessed = {item: twin.log_odds for item, twin in twins.items()}
+        assert came_back(attacked, odds, guessed) == recovery(attacked, knew, twins=twins).value
+        assert came_back(attacked, odds, {}) == recovery(attacked, knew).value
+        fewer = {name: guessed[name] for name in IDS[1:]}
+        assert came_back(attacked, odds, fewer) == recovery(attacked, knew).value
+    some = attack(*cases()[0][0].curve, twinned=8)
+    assert came_back(some, odds, guessed) == recovery(some, knew).value
+    assert came_back(some, dict.fromkeys(IDS, 0.05), guessed) is None
 
 
 def test_more_attack_never_recovers_less() -> None:

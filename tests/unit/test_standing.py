@@ -1,4 +1,4 @@
-"""How a request holds, in the ledger: by ignorance and by made-up subjects, whichever says more."""
+"""How a request holds, in the ledger: what came back by the audit's measure, and the attack that brought back most."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from expunge.attacks.base import AttackResult, CurvePoint
 from expunge.attacks.budget import Budget
-from expunge.continual.ledger import Entry
-from expunge.continual.standing import Known, standing
+from expunge.continual.ledger import Entry, Known
+from expunge.continual.standing import known, standing
 from expunge.models.scores import ItemScore, summarise
 
 
@@ -35,44 +35,58 @@ def result(*moments: tuple[tuple[float, float], tuple[float, ...]], name: str = 
     )  # fmt: skip
 
 
+NOW = summarise([item("a", -1.0), item("b", 1.0)])
+KNEW = known(ITEMS, TWINS)
+
+
+def test_what_was_known_is_kept_question_by_question() -> None:
+    assert known(ITEMS, {"a": TWINS["a"]}) == {"a": Known(log_odds=4.0, made_up=1.0), "b": Known(log_odds=6.0)}
+
+
 def test_an_answer_that_is_only_disliked_has_come_back() -> None:
-    known = Known.of(ITEMS, TWINS)
-    assert (known.log_odds, known.lead) == (5.0, 5.0)
     hidden = result(((0.0, 0.0), (-4.0, -4.0)), ((1.0, 1.0), (-2.0, -2.0)))
     assert hidden.leads() == (4.0, 3.0)
-    assert known.share(hidden) == pytest.approx(0.8)
-    assert Known(5.0).share(hidden) == pytest.approx(0.2)
+    assert standing(NOW, [hidden], KNEW).recovery == pytest.approx(4 / 5)
+    assert standing(NOW, [hidden], known(ITEMS, {})).recovery == pytest.approx(1 / 5)
+    assert standing(NOW, [hidden], known(ITEMS, {"a": TWINS["a"]})).recovery == pytest.approx(1 / 5)  # too few
     # Made-up subjects never make it smaller.
-    assert known.share(result(((2.0, 4.0), (3.0, 3.0)))) == pytest.approx(0.6)
-    assert known.share(result(((2.0, 4.0), ()))) == pytest.approx(0.6)
+    assert standing(NOW, [result(((2.0, 4.0), (3.0, 3.0)))], KNEW).recovery == pytest.approx(3 / 5)
+    assert standing(NOW, [result(((2.0, 4.0), ()))], KNEW).recovery == pytest.approx(3 / 5)
 
 
-def test_where_nothing_was_known_or_few_have_a_twin_there_is_no_such_share() -> None:
-    assert Known.of(ITEMS, {"a": TWINS["a"]}).lead is None
-    assert Known.of(ITEMS, {}).lead is None
-    assert Known(0.0, None).share(result(((1.0, 1.0), ()))) is None
-    assert Known(0.05, 0.05).share(result(((1.0, 1.0), (0.0, 0.0)))) is None
-    assert Known(0.05, 2.0).share(result(((1.0, 1.0), (0.0, 0.0)))) == pytest.approx(0.5)
+def test_where_nothing_was_known_nothing_came_back() -> None:
+    ignorant = [item("a", 0.0), item("b", 0.1)]
+    assert standing(NOW, [result(((1.0, 1.0), ()))], known(ignorant, {})).recovery is None
+    assert standing(NOW, [result(((1.0, 1.0), (0.0, 0.0)))], known(ignorant, TWINS)).recovery is None
 
 
 def test_the_attack_that_brought_back_most_is_told() -> None:
-    known, now = Known.of(ITEMS, TWINS), summarise([item("a", -1.0), item("b", 1.0)])
     high = result(((1.0, 1.0), (1.0, 1.0)), name="relearn-related")
     hidden = result(((0.0, 0.0), (-4.0, -4.0)), name="quantise")
     searched = result(((9.0, 9.0), (-9.0, -9.0)), name="pgd")
-    found = standing(now, [high, hidden, searched], known)
+    found = standing(NOW, [high, hidden, searched], KNEW)
     assert (found.accuracy, found.log_odds, found.attack) == (0.5, 0.0, "quantise")
     assert (found.attacked_log_odds, found.recovery) == (0.0, pytest.approx(0.8))
-    untouched = standing(now, [searched], known)
+    untouched = standing(NOW, [searched], KNEW)
     assert (untouched.attack, untouched.attacked_log_odds, untouched.recovery) == ("", None, None)
-    unknown = standing(now, [hidden, high], Known(0.0))
-    assert (unknown.attack, unknown.recovery) == ("relearn-related", None)
+    nothing = standing(NOW, [hidden, high], known([item("a", 0.0), item("b", 0.0)], {}))
+    assert (nothing.attack, nothing.recovery) == ("relearn-related", None)
+
+
+def test_a_ledger_of_means_counts_every_question_as_the_mean() -> None:
+    entry = Entry(kind="fulfilled", request="a", time="2026", previous="", before=5.0, lead=3.0)
+    hidden = result(((0.0, 2.0), (-4.0, -1.0)))
+    assert entry.knew(["a", "b"])["b"] == Known(log_odds=5.0, made_up=2.0)
+    assert standing(NOW, [hidden], entry.knew(["a", "b"])).recovery == pytest.approx(3.5 / 3)
+    assert entry.model_copy(update={"lead": None}).knew(["a"])["a"].made_up is None
+    assert entry.model_copy(update={"known": KNEW}).knew(["a"]) == KNEW
 
 
 def test_an_entry_from_before_there_were_later_fields_keeps_its_hash() -> None:
     entry = Entry(kind="fulfilled", request="a", time="2026", previous="", before=5.0)
-    later = {"lead", "carries", "beside"}
+    later = {"lead", "known", "carries", "beside"}
     told = {key: value for key, value in entry.model_dump(mode="json").items() if key not in later}
     assert entry.digest() == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     assert Entry.model_validate(told) == entry
-    assert entry.model_copy(update={"lead": 5.0}).digest() != entry.digest()
+    for change in ({"lead": 5.0}, {"known": KNEW}):
+        assert entry.model_copy(update=change).digest() != entry.digest()

@@ -34,9 +34,8 @@ from expunge.models.scores import ItemScore, Scores, summarise
 GOLD_MODEL = "gold model"
 IGNORANCE = "log-odds 0 and chance accuracy"
 MADE_UP = "made-up subjects"
-LEAST_TWINS = 8
 MOST_ITEMS = 0.75
-"""Twins are a control where there are so many, and so large a share of the held-out items has one."""
+"""Twins are a control where so large a share of the held-out items has one."""
 
 LEAST_KNOWLEDGE = 0.1
 """Nats of mean log-odds by which the original must exceed the control; below, there was nothing to bring back."""
@@ -108,14 +107,36 @@ def recovery(
     plain = _recovery(attacked, original, control, level, seed)
     if control is not None or not twins or not attacked.twin_ids or not plain.known:
         return plain
-    have, items = len(attacked.twin_ids), len(attacked.held_out_ids)
-    if have < max(LEAST_TWINS, MOST_ITEMS * items):
+    if not _enough(attacked):
         few = (
-            f"Only {have} of the {items} items of {attacked.name} have a made-up twin: ignorance alone is its control."
+            f"Only {len(attacked.twin_ids)} of the {len(attacked.held_out_ids)} items of {attacked.name} have a "
+            "made-up twin: ignorance alone is its control."
         )
         return replace(plain, note=few)
     larger = _larger(plain, lead(attacked, original, twins, level=level, seed=seed))
     return replace(larger, note=_guessable(summarise(list(twins.values()))))
+
+
+def came_back(attacked: AttackResult, known: Mapping[str, float], twins: Mapping[str, float]) -> float | None:
+    """The value of `recovery` without a gold model, from log-odds alone; None where the original knew nothing.
+
+    Args:
+        attacked: the attack's result.
+        known: log-odds of the held-out items, at least, in the model before unlearning, by their ids.
+        twins: likewise of their twins, by the id of the item; no control where one that the attack scored is missing.
+    """
+    plain, _ = _over_control(attacked, known, None)
+    if not plain.scale >= LEAST_KNOWLEDGE:
+        return None
+    if not attacked.twin_ids or not _enough(attacked) or not attacked.twin_ids.keys() <= twins.keys():
+        return plain.value
+    ahead, _ = _over_twins(attacked, known, twins)
+    return max(plain.value, ahead.value) if ahead.scale >= LEAST_KNOWLEDGE else plain.value
+
+
+def _enough(attacked: AttackResult) -> bool:
+    """Whether the twins that the attack scored are a control for its items."""
+    return len(attacked.twin_ids) >= MOST_ITEMS * len(attacked.held_out_ids)
 
 
 def _recovery(
@@ -126,20 +147,14 @@ def _recovery(
         raise InputError(
             "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
         )
-    knew, curve = _pick(original, attacked.held_out_ids), attacked.curve
-    tables, shares = _at_largest_lead(
-        curve,
-        now=np.array([point.item_log_odds for point in curve]),
-        never=np.array([_never(control, point, len(knew)) for point in curve]),
-        known=_log_odds(knew),
-        start=_never(control, curve[0], len(knew)),
-    )
+    knew = _pick(original, attacked.held_out_ids)
+    tables, shares = _over_control(attacked, _by_id(knew), control)
 
     def floor(moment: CurvePoint) -> float:
         return attacked.start.chance if control is None else _same_moment(control, moment).accuracy
 
     began = attacked.start.chance if control is None else control.start.accuracy
-    ahead = max(point.accuracy - floor(point) for point in curve)
+    ahead = max(point.accuracy - floor(point) for point in attacked.curve)
     return Recovery(
         *tables.share(level, seed),
         accuracy=_ratio(ahead, summarise(knew).accuracy - began, 0.0),
@@ -164,14 +179,8 @@ def lead(
     ids = list(attacked.twin_ids)
     if missing := [i for i in ids if i not in twins or twins[i].id != attacked.twin_ids[i]]:
         raise InputError("The attack scored other twins.", missing[0], "Run `expunge attack` again.")
-    columns = [attacked.held_out_ids.index(i) for i in ids]
-    tables, shares = _at_largest_lead(
-        attacked.curve,
-        now=np.array([point.item_log_odds for point in attacked.curve])[:, columns],
-        never=np.array([point.twin_log_odds for point in attacked.curve]),
-        known=_log_odds(_pick(original, ids)),
-        start=_log_odds([twins[i] for i in ids]),
-    )
+    guessed = {item: twin.log_odds for item, twin in twins.items()}
+    tables, shares = _over_twins(attacked, _by_id(_pick(original, ids)), guessed)
     return Recovery(
         *tables.share(level, seed),
         accuracy=math.nan,
@@ -256,6 +265,11 @@ class Tables:
         """What there was to bring back, in nats."""
         return float(self.known.mean() - self.start.mean())
 
+    @property
+    def value(self) -> float:
+        """R; 0 where there was nothing to bring back."""
+        return _ratio(float(self.now.mean() - self.never.mean()), self.scale, LEAST_KNOWLEDGE)
+
     def share(self, level: float, seed: int) -> tuple[float, float, float]:
         """R and its interval; (0, NaN, NaN) where there was nothing to bring back."""
         if not self.scale >= LEAST_KNOWLEDGE:
@@ -266,8 +280,36 @@ class Tables:
             scale = self.known[items].mean() - self.start[items].mean()
             return _ratio(self.now[cells].mean() - self.never[cells].mean(), scale, LEAST_KNOWLEDGE, math.nan)
 
-        whole = [np.arange(size) for size in self.now.shape]
-        return statistic(*whole), *bootstrap(statistic, self.now.shape, level=level, seed=seed)
+        return self.value, *bootstrap(statistic, self.now.shape, level=level, seed=seed)
+
+
+def _over_control(
+    attacked: AttackResult, known: Mapping[str, float], control: AttackResult | None
+) -> tuple[Tables, tuple[float, ...]]:
+    """The tables against a gold model or ignorance, and R at every moment."""
+    curve, items = attacked.curve, len(attacked.held_out_ids)
+    return _at_largest_lead(
+        curve,
+        now=np.array([point.item_log_odds for point in curve]),
+        never=np.array([_never(control, point, items) for point in curve]),
+        known=np.array([known[i] for i in attacked.held_out_ids]),
+        start=_never(control, curve[0], items),
+    )
+
+
+def _over_twins(
+    attacked: AttackResult, known: Mapping[str, float], twins: Mapping[str, float]
+) -> tuple[Tables, tuple[float, ...]]:
+    """The tables of the items that have a twin against these, and R at every moment."""
+    ids = list(attacked.twin_ids)
+    columns = [attacked.held_out_ids.index(i) for i in ids]
+    return _at_largest_lead(
+        attacked.curve,
+        now=np.array([point.item_log_odds for point in attacked.curve])[:, columns],
+        never=np.array([point.twin_log_odds for point in attacked.curve]),
+        known=np.array([known[i] for i in ids]),
+        start=np.array([twins[i] for i in ids]),
+    )
 
 
 def _at_largest_lead(
@@ -287,6 +329,10 @@ def _ratio(part: float, whole: float, least: float, otherwise: float = 0.0) -> f
 
 def _log_odds(items: Sequence[ItemScore]) -> Values:
     return np.array([item.log_odds for item in items])
+
+
+def _by_id(items: Sequence[ItemScore]) -> dict[str, float]:
+    return {item.id: item.log_odds for item in items}
 
 
 def _pick(items: Sequence[ItemScore], ids: Sequence[str]) -> tuple[ItemScore, ...]:

@@ -22,12 +22,11 @@ from expunge import pipeline
 from expunge.attacking import stored_attack
 from expunge.attacks.relearn import RelearnRelated
 from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, joint_retain, without
-from expunge.continual.standing import Known, standing
+from expunge.continual.standing import known, standing
 from expunge.data.example import Example
-from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
-from expunge.measure import score_sets
+from expunge.measure import Measured, score_sets
 from expunge.models.load import model_folder
 from expunge.models.scores import summarise
 from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
@@ -90,10 +89,12 @@ class Requests:
     def _fulfil(self, name: str, model: str) -> None:
         request = self.ledger.request(name)
         recipe = self._recipe(name, request, model)
-        (record,) = pipeline.run_all([recipe], self.progress)
-        folder, known = self._run(name), _known(model, recipe, request)
+        measured: dict[str, Measured] = {}
+        (record,) = pipeline.run_all([recipe], self.progress, measured)
+        (before,) = measured.values()
+        folder, knew = self._run(name), known(before.snapshot.forget, before.snapshot.twins)
         results = [stored_attack(file) for file in sorted(folder.attacks.glob("*.json"))]
-        own = standing(record.scores.forget.after, results, known)
+        own = standing(record.scores.forget.after, results, knew)
         standings = {name: own, **self._earlier(name, recipe, folder)}
         left = folder.removed if folder.removed.is_file() else None
         after = folder_hashes(folder.model)
@@ -105,8 +106,8 @@ class Requests:
                 "model_before": weight_files(read_json(folder.source)["hashes"]),
                 "model_after": weight_files(after),
                 "verdict": record.verdict,
-                "before": known.log_odds,
-                "lead": known.lead,
+                "before": summarise(before.snapshot.forget).log_odds,
+                "known": knew,
                 "carries": _kind(recipe) if left else "",
                 "beside": _beside(after),
                 "standings": standings,
@@ -127,7 +128,7 @@ class Requests:
             possible = recipe if request.attack else _without_related(recipe)
             place = folder.path / "earlier" / other
             results = pipeline.attack_checkpoint(str(folder.model), possible, request, place, progress=told)
-            found[other] = standing(summarise(now), results.values(), Known(entry.before or 0.0, entry.lead))
+            found[other] = standing(summarise(now), results.values(), entry.knew(item.id for item in request.forget))
         return found
 
     def _recipe(self, name: str, request: Request, model: str) -> Recipe:
@@ -282,10 +283,3 @@ def _kind(recipe: Recipe) -> str:
     if isinstance(parametrization, Projection):
         return f"rows at {parametrization.site}"
     return type(parametrization).__name__
-
-
-def _known(model: str, recipe: Recipe, request: Request) -> Known:
-    """What the checkpoint `model` knows of what `request` wants forgotten."""
-    twins = scored_twins(request)
-    items, guesses = score_sets(model, recipe, request.forget, tuple(twins.values()))
-    return Known.of(items, dict(zip(twins, guesses, strict=True)))

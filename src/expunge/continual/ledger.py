@@ -34,15 +34,24 @@ ADAPTERS: Final = "adapters"
 MLP_ROWS: Final = "rows at mlp"
 """Kinds of carried files that there are in ledgers whose entries do not name them yet."""
 
-_LATER: Final[dict[str, Any]] = {"lead": None, "carries": "", "beside": {}}
+_LATER: Final[dict[str, Any]] = {"lead": None, "known": {}, "carries": "", "beside": {}}
 """Fields that the first ledgers did not have, each with what stands there without a value."""
+
+
+class Known(BaseModel):
+    """Log-odds of a forget item before anything was done for its request, and of its made-up twin where it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log_odds: float
+    made_up: float | None = None
 
 
 class Standing(BaseModel):
     """How well a request holds at some moment: its forget items alone, and after the attack that brought back most.
 
-    recovery: what came back, as a share of what was known before the request was fulfilled; against ignorance (log-odds
-    0) or made-up subjects, whichever says more (`continual.standing`).
+    recovery: what came back, as a share of what was known before the request was fulfilled; R of the audit
+    (`audit.control`) against ignorance or made-up subjects, whichever says more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,8 +79,9 @@ class Entry(BaseModel):
         model_before: sha256 of each weight file that the run began with.
         model_after: likewise of the model that it left.
         verdict: of the run's record.
-        before: log-odds of the forget items before anything was done for this request.
-        lead: likewise, how far they stood above made-up subjects; None where too few have one.
+        before: log-odds of the forget items before anything was done for this request, mean.
+        lead: in ledgers from before `known`, how far they stood above made-up subjects; None where too few have one.
+        known: what R is measured by, forget item by forget item, by their ids.
         removed: sha256 of the file that the run left for later ones of its kind; empty for most methods.
         carries: the kind of that file, such as "rows at mlp".
         beside: sha256 of the config, tokenizer and template files beside the weights of `model_after`.
@@ -93,10 +103,17 @@ class Entry(BaseModel):
     verdict: str = ""
     before: float | None = None
     lead: float | None = None
+    known: dict[str, Known] = Field(default_factory=dict)
     removed: str = ""
     carries: str = ""
     beside: dict[str, str] = Field(default_factory=dict)
     standings: dict[str, Standing] = Field(default_factory=dict)
+
+    def knew(self, ids: Iterable[str]) -> Mapping[str, Known]:
+        """`known`; in ledgers from before it each item counts as their mean."""
+        odds = self.before or 0.0
+        every = Known(log_odds=odds, made_up=None if self.lead is None else odds - self.lead)
+        return self.known or dict.fromkeys(ids, every)
 
     def digest(self) -> str:
         """sha256 of the entry; one without the later fields is as it was before there were such."""
