@@ -393,7 +393,7 @@ def test_a_suite_may_be_asked_for_by_name(
     by_name = {attack["name"]: attack for attack in record["attacks"]}
     assert {"relearn-harmful", "quantise", "prompts"} <= by_name.keys()
     assert by_name["quantise"]["settings"]["bits"] == [4] and by_name["relearn-harmful"]["settings"]["max_steps"] == 2
-    # The ledger tells what the report tells, where an attack is scored on some of the facts too.
+    # The ledger tells what the report tells.
     strongest = Record.load(tmp_path / "runs" / "first").strongest
     told = Ledger(tmp_path / "ledger").fulfilled()["first"].standings["first"]
     assert strongest is not None and strongest.known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,12 @@ def test_an_answer_that_is_only_disliked_has_come_back() -> None:
     # Made-up subjects never make it smaller.
     assert standing(NOW, [result(((2.0, 4.0), (3.0, 3.0)))], KNEW).recovery == pytest.approx(3 / 5)
     assert standing(NOW, [result(((2.0, 4.0), ()))], KNEW).recovery == pytest.approx(3 / 5)
+
+
+def test_an_attack_on_some_of_the_facts_is_measured_by_these() -> None:
+    one = replace(result(((1.0, 3.0), ())), held_out_ids=("b",))
+    one = replace(one, curve=(replace(one.curve[0], item_log_odds=(3.0,)),))
+    assert standing(NOW, [one], KNEW).recovery == pytest.approx(3 / 6)
 
 
 def test_where_nothing_was_known_nothing_came_back() -> None:
