@@ -64,8 +64,8 @@ GRIDS = {
         (0.3, 1.0, 3.0, 10.0),
         {name: {"learning_rates": [5e-4, 2e-3], "max_steps": 24} for name in _RELEARN},
     ),
-    "world_facts_twins": Tuned(
-        "world_facts_twins.yaml",
+    "world_facts": Tuned(
+        "world_facts.yaml",
         5e-5,
         {"repselect": 1e-4, "rmu": 2e-3, "klue": 5e-4},
         (0.1, 0.3, 1.0),

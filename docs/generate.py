@@ -71,8 +71,8 @@ def main() -> int:
     tables = {
         "README.md": {
             "claims": claims(),
-            "erase-or-hide": erase_or_hide("world_facts_twins"),
-            "erase-or-hide-ignorance": erase_or_hide("world_facts", BEFORE_TWINS),
+            "erase-or-hide": erase_or_hide("world_facts"),
+            "erase-or-hide-ignorance": erase_or_hide("world_facts_ignorance", BEFORE_TWINS),
             "continual": continual(),
             "verdict": verdict(),
         },

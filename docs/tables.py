@@ -36,7 +36,7 @@ BEFORE_TWINS = {
     "without_attacker": "bounded_without_attacker",
     "bounded_relearning_ssiuu": "bounded_relearning_ssiuu",
 }
-"""Rows of `world_facts` in the README, whose other methods are on `world_facts_twins` too, and their names there."""
+"""Rows of `world_facts_ignorance` in the README, and their names there; its other methods are on `world_facts` too."""
 
 
 def _rows(benchmark: str) -> dict[str, list[Row]]:
@@ -73,7 +73,7 @@ CHOICES = {
 
 def choices() -> str:
     """What each method costs, what comes back and what stays: 24 facts at once."""
-    rows, attacks = _rows("world_facts_twins"), ("harmful_0.3", "related", "quantise")
+    rows, attacks = _rows("world_facts"), ("harmful_0.3", "related", "quantise")
     lines = [
         "| method | what it does | seeds | seconds | GB | back: harmful | related | 4 bits | stays: held-out |",
         "|" + "---|" * 9,

@@ -19,7 +19,7 @@ from expunge import __version__, cli_audit, cli_request
 from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
 from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option
-from expunge.errors import SETTINGS_PAGE
+from expunge.errors import SETTINGS_PAGE, InputError
 
 app = typer.Typer(
     name="expunge",
@@ -33,6 +33,9 @@ app = typer.Typer(
 app.add_typer(cli_request.app, name="request")
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Part = tuple[list[str] | None, list[str] | None]
+"""Methods and seeds of a grid that are run; None: all."""
+
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")]
 
 
@@ -170,6 +173,8 @@ def run(
         list[str] | None,
         set_option("Set a key of the recipe, dotted; may be repeated."),
     ] = None,
+    methods: Annotated[str | None, typer.Option(metavar="NAMES", help="Of a grid only these, as in a,b.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="SEEDS", help="Of a grid only on these, as in 1,2.")] = None,
     output: Output = None,
     fail_on: Annotated[FailOn | None, typer.Option(metavar="LEVEL", help=LEVEL, show_default=False)] = None,
 ) -> None:
@@ -179,6 +184,8 @@ def run(
 
     A recipe with `methods:` and `seeds:` is a grid: every run's record is kept, and a table compares them. Where the
     benchmark is a stream of requests, they are carried out one after another, and everything is scored after each.
+
+    **Example:** `expunge run recipes/world_facts.yaml --methods graddiff,durable --seeds 1,2`
     """
 
     def work() -> None:
@@ -189,13 +196,15 @@ def run(
 
         overrides = parse_assignments(settings or []) | ({"output": str(output)} if output else {})
         tree = assign(read_yaml(recipe), overrides)
-        data = tree.get("data")
+        data, part = tree.get("data"), (named(methods), named(seeds))
         if isinstance(data, dict) and str(data.get("benchmark")) in STREAMS:
-            _run_courses(tree, str(recipe))
+            _run_courses(tree, str(recipe), part)
             return
         if "methods" in tree:
-            _run_grid(tree, str(recipe))
+            _run_grid(tree, str(recipe), part)
             return
+        if any(part):
+            raise InputError("This recipe is no grid: it has no `methods:`.", str(recipe), "Use --set method=NAME.")
         plan = Recipe.of(tree, str(recipe))
         with Bars().shown() as progress:
             record = pipeline.run(plan, progress=progress)
@@ -294,13 +303,13 @@ def list_(
     guard(work)
 
 
-def _run_grid(tree: dict[str, Any], where: str) -> None:
+def _run_grid(tree: dict[str, Any], where: str, part: Part) -> None:
     """Run a grid, leave its table and its page in its folder, and print the table."""
     from expunge.bench.grid import Grid, run_grid
     from expunge.bench.page import write_page
     from expunge.bench.rows import rows
 
-    grid = Grid.of(tree, where)
+    grid = Grid.of(tree, where).part(*part, where)
     with Bars().shown() as progress:
         records = run_grid(grid, grid.output / "records", progress)
     title = "log-odds of the right answer; recovery with its 95 % interval over seeds"
@@ -310,7 +319,7 @@ def _run_grid(tree: dict[str, Any], where: str) -> None:
         out.print(str(file), markup=False, soft_wrap=True)
 
 
-def _run_courses(tree: dict[str, Any], where: str) -> None:
+def _run_courses(tree: dict[str, Any], where: str, part: Part) -> None:
     """Run a grid of courses, or a single one, leave its table and picture in its folder, and print the table."""
     from expunge.bench.course_page import write_course_page
     from expunge.bench.courses import SHORT, run_courses, short_table
@@ -319,7 +328,7 @@ def _run_courses(tree: dict[str, Any], where: str) -> None:
     if "methods" not in tree:
         tree = {**tree, "methods": [tree.get("method", DEFAULT_METHOD)], "seeds": [tree.get("seed", 0)]}
         tree = {key: value for key, value in tree.items() if key not in ("method", "seed")}
-    grid = Grid.of(tree, where)
+    grid = Grid.of(tree, where).part(*part, where)
     with Bars().shown() as progress:
         courses = run_courses(grid, grid.output / "records", progress)
     _print_table(

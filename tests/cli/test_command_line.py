@@ -155,6 +155,8 @@ def test_a_grid_of_methods_and_seeds(
         "output": str(tmp_path / "grid"),
     }
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    assert expunge("run", tmp_path / "grid.yaml", "--methods", "shorter", "--seeds", "1") == 0
+    assert [path.name for path in (tmp_path / "grid" / "records").iterdir()] == ["shorter-1.json"]
     for _ in range(2):
         assert expunge("run", tmp_path / "grid.yaml") == 0
         shown = capsys.readouterr().out
@@ -169,8 +171,14 @@ def test_a_grid_of_methods_and_seeds(
         ("shorter", "related", [0, 1]),
     ]
     assert "shorter" in (tmp_path / "grid" / "report.html").read_text()
+    assert expunge("run", tmp_path / "grid.yaml", "--methods", "short") == 1
+    assert "shorter" in capsys.readouterr().err
     (tmp_path / "grid.yaml").write_text(json.dumps({**grid, "unlearn": {"max_steps": 3}}))
     assert expunge("run", tmp_path / "grid.yaml") == 1
+    del grid["methods"], grid["seeds"]
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    assert expunge("run", tmp_path / "grid.yaml", "--seeds", "1") == 1
+    assert "no grid" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -55,6 +55,18 @@ def test_what_is_no_grid_is_told(change: dict[str, object], word: str) -> None:
         Grid.of({**TREE, **change}, "here")
 
 
+def test_a_part_of_a_grid() -> None:
+    grid = Grid.of(TREE, "here")
+    assert grid.part(None, None, "here") == grid
+    assert [cell.file for cell in grid.part(["harder"], ["5", "7"], "here").cells()] == [
+        "harder-5.json",
+        "harder-7.json",
+    ]
+    for methods, seeds, word in ((["hardest"], None, "harder"), (None, ["1", "x"], "whole number, not 'x'")):
+        with pytest.raises(InputError, match=word):
+            grid.part(methods, seeds, "here")
+
+
 def test_what_is_stored_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 

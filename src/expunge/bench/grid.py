@@ -8,14 +8,14 @@ seeds: [0, 1, 2]
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from expunge import pipeline
-from expunge.errors import InputError
+from expunge.errors import InputError, nearest
 from expunge.measure import Measured
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Progress
@@ -69,6 +69,16 @@ class Grid:
         for cell in grid.cells(where):
             pipeline.check(cell.recipe)
         return grid
+
+    def part(self, methods: Sequence[str] | None, seeds: Sequence[str] | None, where: str) -> Grid:
+        """Those of the methods, and on these seeds; all where None. InputError for names and numbers that are none."""
+        for name in methods or ():
+            if name not in self.methods:
+                raise InputError(f"There is no method {name!r} in this grid.", where, nearest(name, self.methods))
+        if wrong := [seed for seed in seeds or () if not seed.isdecimal()]:
+            raise InputError(f"A seed is a whole number, not {wrong[0]!r}.", "--seeds", "As in `--seeds 1,2`.")
+        chosen = {name: self.methods[name] for name in methods or self.methods}
+        return replace(self, methods=chosen, seeds=tuple(map(int, seeds)) if seeds else self.seeds)
 
     @property
     def output(self) -> Path:
