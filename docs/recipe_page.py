@@ -61,8 +61,8 @@ With `methods` and `seeds` a recipe is a grid, and all other keys are shared by 
 * `seeds` (`[0]`): {seeds}
 
 Each run's record is kept, finished runs are not made again, and a table compares them.
-`--methods graddiff,durable --seeds 1,2` runs a part of it. Where the benchmark is a stream of requests, they are carried
-out one after another.
+`--methods graddiff,durable --seeds 1,2` runs a part of it. Where the benchmark is a stream of requests, they are
+carried out one after another.
 """
 SETTINGS_HEAD = """## settings: the parts of a method
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expunge.progress import Progress, Silent
+from expunge.request import Request
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import Method
@@ -27,6 +28,7 @@ from unlearning_runs import (
     largest_difference,
     make_encoder,
     make_request,
+    make_uneven_request,
     weights,
 )
 
@@ -42,6 +44,7 @@ def transformed(
     output: Path | None = None,
     progress: Progress | None = None,
     double: bool = True,
+    request: Request | None = None,
     **arguments: Any,
 ) -> tuple[UnlearnResult, dict[str, torch.Tensor]]:
     """The result, and the weights that came of it; in float64 unless `double` is off."""
@@ -51,7 +54,7 @@ def transformed(
     result = unlearn(
         model,
         make_encoder(),
-        make_request(),
+        request or make_request(),
         Method(objective or GradDiff(), transforms, parametrization or Full()),
         UnlearnArguments(**{**SMOOTH, **arguments}),
         output=output,
@@ -72,9 +75,12 @@ def assert_resumed_is_straight(transform: GradientTransform, folder: Path, **arg
 
 
 def assert_cut_changes_nothing(transform: GradientTransform, tolerance: float = 1e-10, **arguments: Any) -> None:
-    """A step in one forward, in two or in four."""
+    """A step in one forward, in two or in four, of rows that are padded in every one of them."""
+    request = make_uneven_request()
     whole, *others = (
-        transformed(transform, per_device_train_batch_size=rows, gradient_accumulation_steps=times, **arguments)[1]
+        transformed(
+            transform, request=request, per_device_train_batch_size=rows, gradient_accumulation_steps=times, **arguments
+        )[1]
         for rows, times in ((4, 1), (2, 2), (1, 4))
     )
     for other in others:

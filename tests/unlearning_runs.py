@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ def make_encoder() -> Encoder:
 def make_request(n_forget: int = 5) -> Request:
     """The first examples are to be forgotten, the others kept."""
     return Request(EXAMPLES[:n_forget], EXAMPLES[n_forget:])
+
+
+def make_uneven_request() -> Request:
+    """As `make_request`, with prompts of many lengths: those of the examples are all alike."""
+    longer = [replace(e, prompt="where " * (3 * n % 7) + e.prompt) for n, e in enumerate(EXAMPLES)]
+    return Request(tuple(longer[:5]), tuple(longer[5:]))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from expunge.progress import Progress
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult, unlearn
 from expunge.unlearning.methods import build_method
+from expunge.unlearning.parametrizations.base import Material
 from expunge.unlearning.parametrizations.fused import FusedLoRA, fuse
 from families import family_model
 from projection_runs import IDS, material
@@ -28,6 +29,7 @@ from unlearning_runs import (
     largest_difference,
     make_encoder,
     make_request,
+    make_uneven_request,
     weights,
 )
 
@@ -94,6 +96,17 @@ def test_the_second_request_starts_where_the_first_one_did(tmp_path: Path) -> No
     assert torch.linalg.eigvalsh(more).min() > -1e-6 * more.diagonal().max()
     assert more.norm() > 0
     assert torch.equal(second.carried[name.replace("gram", "start")], stored[name.replace("gram", "start")])
+
+
+def test_padding_has_no_part_in_what_a_map_saw() -> None:
+    """Rows of many lengths, together and one by one."""
+    request, grams = make_uneven_request(), []
+    for rows in (16, 1):
+        encoded = [make_encoder().encode(e.prompt, e.answer) for e in (*request.forget, *request.retain)]
+        trained = FusedLoRA().bind(make_tiny_model().double(), 0, Material(encoded, (), 0, rows=rows))
+        grams.append(trained._grams())
+        trained.fold()
+    assert largest_difference(*grams) < 1e-10
 
 
 def test_without_a_step_the_weights_are_bit_equal() -> None:

@@ -81,9 +81,14 @@ class Session:
         state = {i: _below(tensors, f"optimizer/{name}/") for i, name in enumerate(order)}
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         for number, transform in enumerate(self._transforms):
-            transform.load_state(_below(tensors, f"transform{number}/"))
+            transform.load_state(self._beside(tensors, f"transform{number}/"))
         if self._landing is not None:
-            self._landing.load_state(_below(tensors, "landing/"))
+            self._landing.load_state(self._beside(tensors, "landing/"))
+
+    def _beside(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Those under `prefix`, where the parameters are: a file is read into main memory."""
+        device = next(iter(self._parameters.values())).device
+        return {name: value.to(device) for name, value in _below(tensors, prefix).items()}
 
 
 class Keeper:

@@ -40,13 +40,13 @@ class Projector(nn.Module):
     initial: Tensor
     spared: Tensor
 
-    def __init__(self, fixed: Tensor, rows: Tensor, spared: Tensor, begun: Callable[[], bool]) -> None:
+    def __init__(self, fixed: Tensor, rows: Tensor, spared: Tensor, at_work: Callable[[], bool]) -> None:
         super().__init__()
         self.register_buffer("fixed", fixed, persistent=False)
         self.register_buffer("spared", spared, persistent=False)
         self.register_buffer("initial", rows, persistent=False)
         self.rows = nn.Parameter(rows.clone())
-        self._begun = begun
+        self._at_work = at_work
 
     @property
     def moved(self) -> bool:
@@ -62,7 +62,7 @@ class Projector(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The states without what Q spans."""
-        if not (torch.is_grad_enabled() or self._begun()):
+        if not self._at_work():
             return hidden
         return project(hidden, self.basis())
 
@@ -84,10 +84,10 @@ class Projected(Trained):
         earlier: Mapping[int, Tensor],
         settle: Callable[[int, Tensor], None],
     ) -> None:
-        self._moved, self._earlier, self._settle = False, dict(earlier), settle
+        self._moved, self._seen, self._earlier, self._settle = False, False, dict(earlier), settle
         self._modules = {block: module for block, (module, *_) in sites.items()}
         self._projectors = {
-            block: Projector(fixed, rows, spared, self._begun) for block, (_, fixed, rows, spared) in sites.items()
+            block: Projector(fixed, rows, spared, self._at_work) for block, (_, fixed, rows, spared) in sites.items()
         }
         self._handles = [module.register_forward_hook(through(_NAME)) for module in self._modules.values()]
         for block, module in self._modules.items():
@@ -99,6 +99,11 @@ class Projected(Trained):
         """What this request and those before it removed, by block, also after `fold`: W_old of the next request."""
         own = {block: projector.basis().detach() for block, projector in self._projectors.items()}
         return {**self._earlier, **(own if self._begun() else {})}
+
+    def _at_work(self) -> bool:
+        """Whether the states lose what Q spans: from the first forward of the training on."""
+        self._seen = self._seen or torch.is_grad_enabled() or self._begun()
+        return self._seen
 
     def _begun(self) -> bool:
         """Whether a step has been made: the first one moves the rows away from their beginning, and none leads back."""

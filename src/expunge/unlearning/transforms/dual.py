@@ -60,13 +60,18 @@ class BoundDualAscent(BoundTransform):
     def __init__(self, config: DualAscent, site: Site) -> None:
         self._config, self._site = config, site
         self._weight = config.initial
+        self._moved_in, self._used, self._loss = -1, config.initial, math.nan
 
     def gradient(self, step: Step) -> dict[str, float]:
-        """g_t; the dual weight that was used, and the retain loss that moves it. InputError without retain rows."""
-        loss, weight = self._retain_loss(step), self._weight
-        step.add(Share(1.0, weight))
-        self._weight = dual_step(weight, loss, self._config.step_size, self._config.tolerance)
-        return {"dual_weight": weight, "dual_retain_nll": loss}
+        """g_t; the dual weight that was used, and the retain loss that moves it. InputError without retain rows.
+
+        It moves once in a step, however often a transform above asks for the gradient.
+        """
+        if step.number != self._moved_in:
+            self._moved_in, self._used, self._loss = step.number, self._weight, self._retain_loss(step)
+            self._weight = dual_step(self._used, self._loss, self._config.step_size, self._config.tolerance)
+        step.add(Share(1.0, self._used))
+        return {"dual_weight": self._used, "dual_retain_nll": self._loss}
 
     def state(self) -> dict[str, Tensor]:
         """The dual weight of the next step."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def forget_epoch(step: Step) -> Iterator[Batch]:
-    """The forget rows of the coming epoch: each item once, if `step` begins one."""
+    """The forget rows of the coming epoch: each item once, if `step` begins one; held ones as often as they come."""
     for ahead in range(step.steps_per_epoch):
         yield from step.rows("forget", ahead)
 

@@ -53,14 +53,15 @@ class L2Penalty(GradientTransform):
 
 
 def pull(gradients: Sequence[Tensor], offsets: Sequence[Tensor], strength: float, scale: Scale) -> tuple[float, float]:
-    """Add the penalty's gradient to `gradients`, in place; the norm of `offsets`, and of what was added over theirs."""
+    """Add the penalty's gradient to `gradients`, in place; the norm of `offsets`, and of what was added over theirs
+    (0 where the loss has no gradient)."""
     distance, loss = (float(get_total_norm(list(tensors))) for tensors in (offsets, gradients))
     if not distance:
         return 0.0, 0.0
     factor = strength if scale == "absolute" else strength * loss / distance
     for gradient, offset in zip(gradients, offsets, strict=True):
         gradient.add_(offset, alpha=factor)
-    return distance, factor * distance / loss if loss else math.inf
+    return distance, factor * distance / loss if loss else 0.0
 
 
 class BoundL2Penalty(BoundTransform):

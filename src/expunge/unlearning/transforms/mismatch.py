@@ -36,9 +36,12 @@ def all_answers(batches: Sequence[Batch], site: Site) -> list[Answer]:
     sizes = [max(own, default=-1) + 1, max(map(len, own.values()), default=0)]
     # A sum of sizes over the processes is at least their largest; ids are counted from 1, as 0 is "not mine".
     table = torch.zeros(*site.reduce(torch.tensor(sizes, device=device)).tolist(), dtype=torch.long, device=device)
+    holders = torch.zeros(len(table), 1, dtype=torch.long, device=device)
     for index, answer in own.items():
         table[index, : len(answer)] = torch.tensor(answer, device=device) + 1
-    return [tuple(i - 1 for i in row if i) for row in site.reduce(table).tolist()]
+        holders[index] = 1
+    found = site.reduce(table) // site.reduce(holders).clamp(min=1)
+    return [tuple(i - 1 for i in row if i) for row in found.tolist()]
 
 
 def mismatched(index: int, answers: Sequence[Answer], count: int, seed: int) -> list[Answer]:

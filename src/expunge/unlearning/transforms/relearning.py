@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -101,26 +102,29 @@ class BoundSimulatedRelearning(BoundTransform):
 
         It moves once in a step, however often a transform above asks for the forget gradient.
         """
-        config, parameters = self._config, self._moved
+        config = self._config
         if step.number % config.every or not step.wanted.forget:
             return super().gradient(step)
         fresh = step.number != self._moved_in
         if fresh and (step.number % config.period < config.every or not self._delta):
             self._begin()
-        here = {name: p.data for name, p in parameters.items()}
+        here = {name: p.data for name, p in self._moved.items()}
+        there = {name: self._delta[name].add_(data) for name, data in here.items()}
         try:
-            for name, p in parameters.items():
-                p.data = self._delta[name].add_(p.data)
             if fresh:
+                self._stand(there)
                 with asking(self._moved.values(), True):
                     self._nll = [self._attack(step) for _ in range(config.steps)][-1]
                 self._moved_in = step.number
+                self._stand(here)
+            # The larger pass before there are gradients beside its activations.
+            step.add(Share(1 - config.mix, 1.0))
+            self._stand(there)
             step.add(Share(config.mix, 0.0), self._kept_back(step))
         finally:
-            for name, p in parameters.items():
-                p.data = here[name]
-                self._delta[name].sub_(p.data)
-        step.add(Share(1 - config.mix, 1.0))
+            self._stand(here)
+            for name, data in here.items():
+                self._delta[name].sub_(data)
         return {"attacker_nll": self._nll}
 
     def state(self) -> dict[str, Tensor]:
@@ -144,6 +148,11 @@ class BoundSimulatedRelearning(BoundTransform):
         parameters = list(self._moved.values())
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=fused)
+
+    def _stand(self, place: Mapping[str, Tensor]) -> None:
+        """Have the model stand at these weights."""
+        for name, p in self._moved.items():
+            p.data = place[name]
 
     def _begin(self) -> None:
         """A new attacker at the present weights, in the memory of the one before it."""
