@@ -103,7 +103,8 @@ def assemble(parts: Parts) -> schema.Record:
     results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
     verdict = parts.basis.judge(evidence, results)
     told = _metrics(parts)
-    strongest = _strongest(results or [result for result, _ in parts.attacks], verdict.strongest_attack)
+    shares = {result.name: share.value for (result, _), share in zip(parts.attacks, recoveries, strict=True)}
+    strongest = _strongest(results or [result for result, _ in parts.attacks], shares, verdict.strongest_attack)
     return schema.Record(
         name=parts.request.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -321,10 +322,10 @@ def unsaid(told: schema.Metrics | None) -> list[str]:
     ]
 
 
-def _strongest(results: Sequence[AttackResult], name: str) -> AttackResult | None:
-    """The attack that the verdict names, or else the one of the highest log-odds."""
+def _strongest(results: Sequence[AttackResult], shares: Mapping[str, float], name: str) -> AttackResult | None:
+    """The attack that the verdict names, or else the one that brought back most, as in `Record.strongest`."""
     named = [result for result in results if result.name == name]
-    return next(iter(named), max(results, key=lambda result: result.best.log_odds, default=None))
+    return next(iter(named), max(results, key=lambda result: shares[result.name], default=None))
 
 
 def _items(parts: Parts, strongest: AttackResult | None) -> tuple[schema.Item, ...]:

@@ -202,9 +202,9 @@ def _read_examples(path: Path) -> tuple[Example, ...]:
 
 
 def _example(row: Mapping[str, Any], where: str) -> Example:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {"prompt": "", **row}.items()}
     wrong = [k for k, v in values.items() if k not in _FIELDS or not isinstance(v, _FIELDS[k])]
-    if wrong or not {"prompt", "answer"} <= values.keys():
+    if wrong or "answer" not in values:
         culprit = f": {', '.join(wrong)}" if wrong else ""
         raise InputError(f"This is not a record of a saved request{culprit}.", where, "Save the request again.")
     return Example(**values)

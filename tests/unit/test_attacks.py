@@ -14,6 +14,7 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.budget import Budget
 from expunge.attacks.catalogue import kind_of
 from expunge.attacks.cells import FolderCells
+from expunge.attacks.material import split
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
@@ -267,3 +268,15 @@ def test_a_label_tells_two_forms_of_an_attack_apart_and_changes_nothing_else() -
         make_attack("relearn-harmful@a/b")
     with pytest.raises(InputError, match="no attack 'relearn-harmfull'"):
         make_attack("relearn-harmfull@tenth")
+
+
+def test_one_fact_in_two_wordings_is_not_trained_on_and_scored(tiny_examples: tuple[Example, ...]) -> None:
+    facts = [replace(e, subject=e.prompt.split()[2], id="") for e in tiny_examples]
+    facts += [replace(e, prompt=f"tell me {e.prompt}", id="") for e in facts]
+    for seed in range(10):
+        train, scored = split(facts, 0.5, str(seed))
+        assert len(train) + len(scored) == len(facts) and scored
+        assert not {e.subject for e in train} & {e.subject for e in scored}
+    alone = [replace(e, subject="", id="") for e in facts]
+    assert len(split(alone, 0.5, "0")[0]) == 8
+    assert len(split(facts[:1] + facts[8:9], 0.5, "0")[1]) == 1  # one fact alone is still split

@@ -212,3 +212,32 @@ def test_an_unknown_family_is_measured_from_outside(
     assert "'opt' is not known" in caplog.text
     assert found.attribution is None and found.lens == ()
     assert len(found.samples) == 3 and found.text is not None
+
+
+def test_records_of_two_sets_may_share_an_id(
+    tiny_model: LlamaForCausalLM, encoder: Encoder, tiny_examples: tuple[Example, ...]
+) -> None:
+    """As where each file numbers its own."""
+
+    def numbered(examples: tuple[Example, ...], first: int) -> tuple[Example, ...]:
+        worded = [replace(e, answer_paraphrases=(f"lives in {e.answer}",)) for e in examples]
+        return tuple(replace(e, id=str(first + n)) for n, e in enumerate(worded))
+
+    forget = numbered(tiny_examples[:3], 0)
+    own, shared = (
+        snapshot(tiny_model, encoder, Request(forget, numbered(tiny_examples[3:6], first))) for first in (100, 0)
+    )
+    assert (own.samples, own.rouge_l) == (shared.samples, shared.rouge_l)
+    assert own.reading and shared.reading and own.reading.forget == shared.reading.forget
+    assert own.reading.stays["retain"].log_truth == shared.reading.stays["retain"].log_truth
+
+
+def test_plain_text_among_what_stays_is_scored_and_not_asked(
+    tiny_model: LlamaForCausalLM, encoder: Encoder, tiny_examples: tuple[Example, ...]
+) -> None:
+    passage = Example("", " ".join(e.answer for e in tiny_examples[:3]))
+    found = snapshot(tiny_model, encoder, Request(tiny_examples[:3], (*tiny_examples[3:6], passage)))
+    assert (
+        len(found.retain) == 4
+        and found.probe == snapshot(tiny_model, encoder, Request(tiny_examples[:3], tiny_examples[3:6])).probe
+    )

@@ -145,3 +145,12 @@ def test_residual() -> None:
     assert (gold.control, gold.control_log_odds) == (GOLD_MODEL, 0.0)
     assert gold.control_accuracy == pytest.approx(1 / 3)
     assert residual(items([4] * 5), items([4] * 5)).value == 1
+
+
+@pytest.mark.parametrize("change", [{"settings": {"max_steps": 2}}, {"trained_ids": ("u",)}])
+def test_a_control_that_was_attacked_otherwise_is_refused(change: dict[str, object]) -> None:
+    """As where attacks were made again with other settings, and the control was not reached."""
+    attacked, control = result(point([0, 0, 0])), result(point([0, 0, 0]))
+    assert recovery(attacked, items([4, 4, 4]), control).value == 0
+    with pytest.raises(InputError, match="control was"):
+        recovery(attacked, items([4, 4, 4]), replace(control, **change))

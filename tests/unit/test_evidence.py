@@ -11,13 +11,13 @@ from expunge.audit.snapshot import Snapshot
 from expunge.models.scores import ItemScore
 
 
-def said(odds: float, reworded: float) -> Snapshot:
-    """Four facts, each asked in two ways."""
+def said(odds: float, reworded: float, facts: int = 8) -> Snapshot:
+    """Facts, each asked in two ways."""
 
     def items(value: float) -> tuple[ItemScore, ...]:
         return tuple(
             ItemScore(f"i{n}", -1.0, 1, (-1.0 - value, -1.0 - value), -1.0, value, value > 0, 0.5, 1 / 3)
-            for n in range(4)
+            for n in range(facts)
         )
 
     return Snapshot(items(odds), (), {"paraphrase": items(reworded)}, samples={}, rouge_l={})
@@ -35,3 +35,11 @@ def test_other_words(guessed: float | None, share: float, kind: str) -> None:
     found = gather(before, after, left, [Tried("relearn-harmful", left, Budget())], control)
     (reworded,) = (each.recovery for each in found.attacks if each.name == "paraphrase")
     assert (reworded.value, reworded.control) == (pytest.approx(share), kind)
+
+
+def test_a_few_facts_in_other_words_decide_nothing() -> None:
+    """The interval over one of them has no width."""
+    before, after = said(4.0, 4.0, facts=7), said(0.0, 1.0, facts=7)
+    left = residual(after.forget, before.forget)
+    found = gather(before, after, left, [Tried("relearn-harmful", left, Budget())])
+    assert [each.name for each in found.attacks] == ["relearn-harmful"]

@@ -183,3 +183,10 @@ def test_greedy_ignores_and_restores_the_models_own_settings(encoder: Encoder) -
     assert model.training
     assert model.config.use_cache is False
     assert greedy(model, encoder, ()) == ()
+
+
+def test_a_damaged_model_is_told(encoder: Encoder, tiny_examples: tuple[Example, ...]) -> None:
+    model = make_tiny_model()
+    model.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(InputError, match="not a number"):
+        score_items(model, encoder, tiny_examples)

@@ -71,3 +71,9 @@ def test_what_a_model_that_never_knew_gives_away_was_not_kept() -> None:
 )
 def test_silent_where_it_says_nothing(after: Probed | None, before: Probed | None) -> None:
     assert readable(after, before) is None
+
+
+def test_a_probe_that_asked_a_few_facts_decides_nothing() -> None:
+    for facts, told in ((7, False), (8, True)):
+        found = readable(probed([0.0] * facts, [2.0] * facts), probed([0.0] * facts, [4.0] * facts))
+        assert (found is not None) == told

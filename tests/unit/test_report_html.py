@@ -254,3 +254,12 @@ def test_the_key_numbers_hold_what_tells_hidden_from_erased_and_nothing_else_fro
     assert last.cells == tuple(signed(max(side)) for side in (record.probe.before, record.probe.after))
     assert not [row.name for row in others if "D+" in row.name or "D−" in row.name or "lens" in row.name]
     assert head.name not in [row.name for row in key_rows(labelled([bare(record)]))]
+
+
+def test_what_a_record_says_of_its_influence_stays_text() -> None:
+    """The words get into no id of a picture."""
+    record = make_record("graddiff")
+    assert record.influence
+    for words in ('x"><img src=x><b title="', "C:\\dir"):
+        page = render([record.model_copy(update={"influence": record.influence.model_copy(update={"of": words})})])
+        assert "<img src=x>" not in page

@@ -123,3 +123,8 @@ def test_a_folder_without_a_request_is_refused(tmp_path: Path) -> None:
 
 def test_no_group_is_on_both_sides() -> None:
     assert not set(FORGET_GROUPS) & set(RETAIN_GROUPS)
+
+
+def test_plain_text_comes_back_as_an_answer_without_a_prompt(tmp_path: Path) -> None:
+    request = Request((A,), (Example("", "A passage of everyday text."),))
+    assert Request.load(request.save(tmp_path)) == request

@@ -136,9 +136,10 @@ def test_what_is_read_off_the_states_is_hidden_though_no_attack_brought_it_back(
         (Said(1.0, 0.9), "NOT FORGOTTEN"),
         (Said(1.0, 0.05), "HIDDEN"),
         (Said(0.0, 0.0), "NOT FORGOTTEN"),
+        (Said(0.06, 0.0), "NOT FORGOTTEN"),
         (None, "NOT FORGOTTEN"),
     ],
-    ids=["says it", "refuses", "never said it", "not asked"],
+    ids=["says it", "refuses", "never said it", "hardly said it", "not asked"],
 )
 def test_a_refusal_hides(said: Said | None, label: str) -> None:
     verdict = decide(replace(GONE, residual=came_back(0.6), after=scores(0.9, 3.0), said=said))
@@ -206,6 +207,7 @@ def test_the_attack_that_brought_back_most_is_told_of_first() -> None:
     ("evidence", "confidence"),
     [
         (GONE, "high"),
+        (replace(GONE, attacks=(*GONE.attacks, Tried("quantise", came_back(0.0, seeds=1), Budget()))), "high"),
         (replace(GONE, after=scores(0.33, 0.0, n=24)), "moderate"),
         (replace(GONE, attacks=tuple(tried(t.name, 0.0, seeds=1) for t in GONE.attacks)), "moderate"),
         (

@@ -39,10 +39,22 @@ class Material:
 
 
 def split(facts: Sequence[Example], fraction: float, key: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """A part of `facts` drawn by `key`, at least one, and the rest, at least one if there are two."""
+    """A part of `facts` drawn by `key`, at least one, and the rest, at least one if there are two.
+
+    What says the same of the same subject as one of the part joins it, unless that were all: a fact in two wordings is
+    not trained on in the one and scored in the other.
+    """
     part = min(max(1, round(fraction * len(facts))), max(1, len(facts) - 1))
     order = permutation(len(facts), key)
-    return tuple(facts[i] for i in order[:part]), tuple(facts[i] for i in sorted(order[part:]))
+    drawn = {_fact(facts[i]) for i in order[:part]} - {None}
+    joined = [i for i in order[part:] if _fact(facts[i]) in drawn]
+    train = (*order[:part], *joined) if part + len(joined) < len(facts) else tuple(order[:part])
+    return tuple(facts[i] for i in train), tuple(facts[i] for i in sorted(set(order) - set(train)))
+
+
+def _fact(example: Example) -> tuple[str, str] | None:
+    """What the record says, whatever its wording; None where it does not name its subject."""
+    return (example.subject.casefold(), example.answer.casefold()) if example.subject else None
 
 
 def same_split(request: Request, trained_ids: Sequence[str], held_out_ids: Sequence[str]) -> Material:

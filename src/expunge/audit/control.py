@@ -19,6 +19,7 @@ choice of the moment is part of the attack and is not resampled.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ IGNORANCE = "log-odds 0 and chance accuracy"
 MADE_UP = "made-up subjects"
 MOST_ITEMS = 0.75
 """Twins are a control where so large a share of the held-out items has one."""
+
+LEAST_ITEMS = 8
+"""Fewer facts tell nothing by themselves where nothing is attacked: their interval is too narrow to be true."""
 
 LEAST_KNOWLEDGE = 0.1
 """Nats of mean log-odds by which the original must exceed the control; below, there was nothing to bring back."""
@@ -143,10 +147,8 @@ def _recovery(
     attacked: AttackResult, original: Sequence[ItemScore], control: AttackResult | None, level: float, seed: int
 ) -> Recovery:
     """R against a gold model or ignorance."""
-    if control is not None and control.held_out_ids != attacked.held_out_ids:
-        raise InputError(
-            "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
-        )
+    if control is not None:
+        _require_alike(attacked, control)
     knew = _pick(original, attacked.held_out_ids)
     tables, shares = _over_control(attacked, _by_id(knew), control)
 
@@ -165,6 +167,19 @@ def _recovery(
         control_accuracy=floor(attacked.best_accuracy),
         curve=shares,
     )
+
+
+def _require_alike(attacked: AttackResult, control: AttackResult) -> None:
+    """InputError unless both are one attack on one split, as they are not where the second was interrupted."""
+    if control.held_out_ids != attacked.held_out_ids or control.trained_ids != attacked.trained_ids:
+        raise InputError(
+            "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
+        )
+    one, other = (json.dumps(each.settings, default=list, sort_keys=True) for each in (attacked, control))
+    if one != other:
+        raise InputError(
+            "The control was attacked with other settings.", attacked.name, "Run `expunge attack` again to the end."
+        )
 
 
 def lead(

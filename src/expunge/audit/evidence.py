@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Final
 
 from expunge.attacks.budget import Budget
-from expunge.audit.control import Recovery, residual
+from expunge.audit.control import LEAST_ITEMS, Recovery, residual
 from expunge.audit.readable import readable
 from expunge.audit.snapshot import Snapshot
 from expunge.audit.utility import Kept, Language
@@ -113,9 +113,9 @@ def gather(
 
 
 def _reworded(after: Snapshot, before: Snapshot, control: Snapshot | None) -> Recovery | None:
-    """R of the facts in other words, without any attack; None where they were not asked."""
+    """R of the facts in other words, without any attack; None where too few were asked."""
     asked, known = after.test.get("paraphrase"), before.test.get("paraphrase", ())
-    if not asked:
+    if asked is None or len(asked) < LEAST_ITEMS:
         return None
     never = control.test.get("paraphrase", ()) if control else ()
     return residual(asked, known, never if never and summarise(never).log_odds > 0 else None)

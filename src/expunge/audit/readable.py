@@ -18,7 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
-from expunge.audit.control import GOLD_MODEL, IGNORANCE, Recovery, Tables, Values
+from expunge.audit.control import GOLD_MODEL, IGNORANCE, LEAST_ITEMS, Recovery, Tables, Values
 from expunge.audit.probe import Probed
 
 LEAST_READ = 1.0
@@ -33,7 +33,7 @@ def readable(
     level: float = 0.95,
     seed: int = 0,
 ) -> Recovery | None:
-    """R of the module's formula; None where a probe could not ask, or read too little of the original.
+    """R of the module's formula; None where a probe asked too few facts, or read too little of the original.
 
     Args:
         after: of the unlearned model.
@@ -48,7 +48,7 @@ def readable(
     never, floor, kind = np.zeros(len(known)), after.chance, IGNORANCE
     if control is not None and control.items and (guessed := _across(control)).mean() > 0:
         never, floor, kind = guessed, fmean(control.accuracy), GOLD_MODEL
-    if not len(known) == len(now) == len(never) or known.mean() - never.mean() < LEAST_READ:
+    if not LEAST_ITEMS <= len(known) == len(now) == len(never) or known.mean() - never.mean() < LEAST_READ:
         return None
     tables = Tables(now=now[None], never=never[None], known=known, start=never)
     share = (fmean(after.accuracy) - floor) / max(fmean(before.accuracy) - floor, 1e-9)

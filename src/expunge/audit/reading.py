@@ -7,7 +7,7 @@ scores over options and the greedy words are those of the snapshot, which are th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -95,16 +95,16 @@ def read(
     Args:
         forget: its scores of the forget items.
         stays: by prefix, the items and their scores.
-        words: its greedy words by item id; untrusted text.
+        words: its greedy words by prompt; untrusted text.
     """
     place, others = non_members(request)
     everyone = [*request.forget, *(example for examples, _ in stays.values() for example in examples)]
     reworded = [replace(e, answer=text) for e in everyone for text in e.answer_paraphrases]
     told = token_scores(model, encoder, [*request.forget, *others, *reworded])
     members, strangers = told[: len(request.forget)], told[len(request.forget) : len(request.forget) + len(others)]
-    means: dict[str, list[float]] = {}
-    for item in told[len(members) + len(strangers) :]:
-        means.setdefault(item.id, []).append(-item.loss)
+    rest = iter(told[len(members) + len(strangers) :])
+    # By place, as records of two sets may share an id.
+    means = iter([[-next(rest).loss for _ in e.answer_paraphrases] for e in everyone])
     return Reading(
         forget=_sheet(request.forget, forget, means, words),
         stays={name: _sheet(examples, items, means, words) for name, (examples, items) in stays.items()},
@@ -119,15 +119,17 @@ def read(
 def _sheet(
     examples: Sequence[Example],
     items: Sequence[ItemScore],
-    means: Mapping[str, Sequence[float]],
+    means: Iterator[Sequence[float]],
     words: Mapping[str, str],
 ) -> Sheet:
-    """What a set was answered with; the right wording of an item without a paraphrase is its answer."""
+    """What a set was answered with; the right wording of an item without a paraphrase is its answer.
+
+    Args:
+        means: per-token means of the paraphrased answers, for each of the examples in turn.
+    """
     return Sheet(
         ids=tuple(item.id for item in items),
         items=tuple(items),
-        rouge_l=tuple(rouge_l_recall(e.answer, words[e.id]) if e.id in words else math.nan for e in examples),
-        log_truth=tuple(
-            log_truth_ratio(means.get(item.id, [item.answer_mean]), item.option_log_probs) for item in items
-        ),
+        rouge_l=tuple(rouge_l_recall(e.answer, words[e.prompt]) if e.prompt in words else math.nan for e in examples),
+        log_truth=tuple(log_truth_ratio(next(means) or [item.answer_mean], item.option_log_probs) for item in items),
     )

@@ -168,11 +168,13 @@ def snapshot(
     else:
         log.warning("No attribution, logit lens or probe: the family %r is not known.", model.config.model_type)
     progress.finish(TASK)
-    ids = [example.id for example in request.forget]
+    said = {
+        item: share for item, share in zip(reading.forget.ids, reading.forget.rouge_l, strict=True) if share == share
+    }
     return Snapshot(
         *scored,
-        samples={name: words[name] for name in ids},
-        rouge_l=dict(zip(ids, reading.forget.rouge_l, strict=True)),
+        samples={example.id: words[example.prompt] for example in prompted(request.forget)},
+        rouge_l=said,
         text=text,
         text_reference=text_reference,
         attribution=attribution,
@@ -218,12 +220,15 @@ def _scores(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Ca
 def _reading(
     model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps, scored: Scored
 ) -> tuple[Reading, dict[str, str]]:
-    """What the metrics need, and the greedy words by item id, of everything that is answered in words in one go."""
+    """What the metrics need, and the greedy words by prompt, of everything that is answered in words in one go."""
     forget, retain, test = scored
     sets = {"retain": (caps.draw(request.retain, caps.retain), retain)}
     sets |= {prefix: (request.test[group], test[group]) for group, prefix in STAYS.items() if group in request.test}
     stays = {name: pair for name, pair in sets.items() if pair[0]}
-    asked = [*request.forget, *(e for examples, _ in stays.values() for e in caps.draw(examples, caps.spoken))]
+    asked = [
+        *request.forget,
+        *(e for examples, _ in stays.values() for e in caps.draw(prompted(examples), caps.spoken)),
+    ]
     words = _words(model, encoder, request, asked, caps)
     return read(model, encoder, request, forget, stays, words), words
 
@@ -231,18 +236,23 @@ def _reading(
 def _words(
     model: PreTrainedModel, encoder: Encoder, request: Request, asked: Sequence[Example], caps: Caps
 ) -> dict[str, str]:
-    """Greedy answers by item id; untrusted text."""
+    """Greedy answers by prompt, as records of two sets may share an id; untrusted text."""
     encoded = [encoder.encode(example.prompt, example.answer) for example in request.forget]
     longest = max(len(each.ids) - each.answer_start for each in encoded)
     new_tokens = max(caps.new_tokens, min(longest, caps.most_new_tokens))
-    said = greedy(model, encoder, [example.prompt for example in asked], new_tokens)
-    return {example.id: words for example, words in zip(asked, said, strict=True)}
+    prompts = list(dict.fromkeys(example.prompt for example in prompted(asked)))
+    return dict(zip(prompts, greedy(model, encoder, prompts, new_tokens), strict=True))
+
+
+def prompted(examples: Sequence[Example]) -> list[Example]:
+    """Those that ask something: plain text, an answer without a prompt, is scored and not asked."""
+    return [example for example in examples if example.prompt]
 
 
 def _probe(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps) -> Probed | None:
     """What the probes read; None, and a line in the log, where the request gives them nothing to learn or to ask."""
     try:
-        return linear_probe(model, encoder, caps.draw(request.retain, caps.probe), request.forget)
+        return linear_probe(model, encoder, caps.draw(prompted(request.retain), caps.probe), request.forget)
     except InputError as error:
         log.info("No linear probe: %s", error)
         return None

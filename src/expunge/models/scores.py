@@ -94,7 +94,7 @@ def score_items(
     """One score per example, in order; independent of `batch_size` (in examples) up to rounding.
 
     Raises:
-        InputError: an answer or option tokenises to nothing.
+        InputError: an answer or option tokenises to nothing, or the model's answers are not numbers.
     """
     groups = [choices(encoder, example) for example in examples]
     order = sorted(range(len(groups)), key=lambda i: -len(groups[i][0].ids))
@@ -231,6 +231,12 @@ def _length(row: Sequence[int], ends: int | list[int] | None) -> int:
 def _item(example: Example, found: Sequence[LogProb]) -> ItemScore:
     answer, *others = found
     options = tuple(option.mean for option in others)
+    if any(math.isnan(value) for value in (answer.mean, *options)):
+        raise InputError(
+            "What the model makes of an answer is not a number.",
+            f"{example.prompt[:60]!r} -> {example.answer[:40]!r}",
+            "Its weights are damaged or overflow: look for NaN in them, or try dtype float32.",
+        )
     return ItemScore(
         id=example.id,
         log_prob=answer.total,

@@ -109,9 +109,8 @@ def _clean(tag: str, key: str) -> str:
     if tag.startswith("<g "):
         tag = re.sub(r' id="run-(\d+)"', r' data-run="\1"', tag)
         tag = re.sub(r' id="[^"]*"', "", tag)
-    tag = re.sub(r'id="', f'id="{key}-', tag)
-    tag = re.sub(r"url\(#", f"url(#{key}-", tag)
-    tag = re.sub(r'xlink:href="#', f'href="#{key}-', tag)
+    for before, after in (('id="', f'id="{key}-'), ("url(#", f"url(#{key}-"), ('xlink:href="#', f'href="#{key}-')):
+        tag = tag.replace(before, after)
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
     tag = re.sub(r' transform="rotate\(-0[^"]*"', "", tag)
     tag = re.sub(r"(?<=: )#[0-9a-f]{6}", lambda c: f"var(--{NAME_OF[c[0]]})" if c[0] in NAME_OF else c[0], tag)

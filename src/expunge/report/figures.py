@@ -152,14 +152,14 @@ def _attack_panels(runs: Sequence[Labelled], name: str, key: str, odds: Limits) 
 def influence_panels(runs: Sequence[Labelled]) -> list[Panel]:
     """Cumulative D+ and D- per run, of the probability and of the log-odds, one vertical scale for each of these."""
     panels = []
-    for found in zip(*(run.record.influences for run in runs), strict=True):
+    for number_of, found in enumerate(zip(*(run.record.influences for run in runs), strict=True)):
         top = _top(v for i in found if i for v in (*i.curve_plus, *i.curve_minus))
         for place, (run, influence) in enumerate(zip(runs, found, strict=True)):
             if influence and influence.curve_m:
                 of = quantity(influence.of)
                 label = f"{run.label}, {of}: at m = {influence.top} erased {number(influence.erased)}, "
                 label += f"hidden {number(influence.hidden)}"
-                svg = to_svg(charts.cumulative(influence, top), f"sum-{influence.of}-{place}", label)
+                svg = to_svg(charts.cumulative(influence, top), f"sum-{number_of}-{place}", label)
                 panels.append(Panel(f"{run.label}: influence on the {of}", svg))
     return panels
 
