@@ -42,7 +42,9 @@ def measure(settings: Settings, result: Result) -> None:
         audits = sum(len(entry.standings) for entry in done)
         counted = {"requests": len(done), "times that one was scored and attacked": audits}
         result.rows[method] = {**counted, "minutes": round(minutes, 2)}
-        result.claims.append(Claim(f"minutes of {len(done)} requests by {method}", minutes, MINUTES, at_least=False))
+        result.claims.append(
+            Claim(f"minutes of {len(done)} requests on `people` by {method}", minutes, MINUTES, at_least=False)
+        )
     facts = {len(own) for own in stream.requests.values()}
     result.notes.append(f"{stream.name}: {' or '.join(map(str, sorted(facts)))} facts a request")
 

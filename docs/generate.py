@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from recipe_page import recipe
-from tables import BEFORE_TWINS, choices, choices_in_requests, claims, continual, erase_or_hide, verdict
+from tables import choices, choices_in_requests, claims, continual, erase_or_hide, verdict
 
 ROOT = Path(__file__).parent.parent
 REQUEST = ("add", "apply", "list", "show", "verify")
@@ -72,7 +72,6 @@ def main() -> int:
         "README.md": {
             "claims": claims(),
             "erase-or-hide": erase_or_hide("world_facts"),
-            "erase-or-hide-ignorance": erase_or_hide("world_facts_ignorance", BEFORE_TWINS),
             "continual": continual(),
             "verdict": verdict(),
         },

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -27,16 +26,8 @@ def claims() -> str:
     return "\n".join(lines) + "\n"
 
 
-HISTORY = ("two_folds", "constant_rate")
-"""What durable was long ago: on the page of results only."""
-
-BEFORE_TWINS = {
-    "graddiff": "graddiff",
-    "bounded_relearning": "bounded_relearning",
-    "without_attacker": "bounded_without_attacker",
-    "bounded_relearning_ssiuu": "bounded_relearning_ssiuu",
-}
-"""Rows of `world_facts_ignorance` in the README, and their names there; its other methods are on `world_facts` too."""
+HISTORY = ("two_folds", "constant_rate", "half_without_attacker", "durable_mrp_moving_sinks")
+"""What durable and durable_mrp were, and half of a part: on the page of results only."""
 
 
 def _rows(benchmark: str) -> dict[str, list[Row]]:
@@ -48,12 +39,9 @@ def _rows(benchmark: str) -> dict[str, list[Row]]:
     return found
 
 
-def erase_or_hide(benchmark: str, called: Mapping[str, str] | None = None) -> str:
-    """Recovery by method and attack on `benchmark`; of the methods in `called`, by the names there, or of all."""
-    known = _rows(benchmark)
-    called = called or {method: method for method in known if method not in HISTORY}
-    own = [replace(row, method=name) for method, name in called.items() for row in known[method]]
-    return recovery_table(own) + "\n"
+def erase_or_hide(benchmark: str) -> str:
+    """Recovery by method and attack on `benchmark`."""
+    return recovery_table([row for name, own in _rows(benchmark).items() if name not in HISTORY for row in own]) + "\n"
 
 
 CHOICES = {
