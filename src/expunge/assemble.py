@@ -17,7 +17,7 @@ import transformers
 from expunge import __version__
 from expunge.attacks.base import AttackResult
 from expunge.attacks.base import CurvePoint as AttackPoint
-from expunge.attacks.catalogue import has_own_scale, untried, why_uncounted
+from expunge.attacks.catalogue import has_own_scale, untried, why_no_evidence
 from expunge.audit.attribution import Attribution
 from expunge.audit.control import Recovery, recovery, residual
 from expunge.audit.evidence import Evidence, Tried, gather
@@ -98,7 +98,7 @@ def assemble(parts: Parts) -> schema.Record:
     before, after = parts.before.snapshot, parts.after.snapshot
     recoveries = [recovery(result, before.forget, control, twins=before.twins) for result, control in parts.attacks]
     left = residual(after.forget, before.forget, parts.control.forget if parts.control else None)
-    counted = [not why_uncounted(result.name, control is not None) for result, control in parts.attacks]
+    counted = [not why_no_evidence(result, control is not None) for result, control in parts.attacks]
     evidence = _evidence(parts, [share if own else None for share, own in zip(recoveries, counted, strict=True)], left)
     results = [result for (result, _), own in zip(parts.attacks, counted, strict=True) if own]
     verdict = parts.basis.judge(evidence, results)
@@ -263,7 +263,8 @@ def _attack(
         rho=result.rho,
         samples=result.samples,
         seconds=result.seconds,
-        counts=not why_uncounted(result.name, control is not None),
+        notes=result.notes,
+        counts=not why_no_evidence(result, control is not None),
     )
 
 

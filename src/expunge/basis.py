@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from expunge.attacks.base import AttackResult
-from expunge.attacks.catalogue import why_uncounted
+from expunge.attacks.catalogue import why_no_evidence
 from expunge.audit.alone import BEFORE, assumed_original, decide_alone
 from expunge.audit.evidence import Evidence
 from expunge.audit.verdict import Verdict, decide
@@ -47,5 +47,5 @@ def uncounted(attacks: Tries) -> list[str]:
     return [
         f"{result.name} does not count here: {why} It reached accuracy {result.best_accuracy.accuracy:.2f}."
         for result, control in attacks
-        if (why := why_uncounted(result.name, control is not None))
+        if (why := why_no_evidence(result, control is not None))
     ]

@@ -198,10 +198,12 @@ def run(
         tree = assign(read_yaml(recipe), overrides)
         data, part = tree.get("data"), (named(methods), named(seeds))
         if isinstance(data, dict) and str(data.get("benchmark")) in STREAMS:
+            if fail_on:
+                raise InputError("A stream of requests has no verdict to leave with.", "--fail-on", "Leave it out.")
             _run_courses(tree, str(recipe), part)
             return
         if "methods" in tree:
-            _run_grid(tree, str(recipe), part)
+            _run_grid(tree, str(recipe), part, fail_on)
             return
         if any(part):
             raise InputError("This recipe is no grid: it has no `methods:`.", str(recipe), "Use --set method=NAME.")
@@ -303,34 +305,42 @@ def list_(
     guard(work)
 
 
-def _run_grid(tree: dict[str, Any], where: str, part: Part) -> None:
-    """Run a grid, leave its table and its page in its folder, and print the table."""
-    from expunge.bench.grid import Grid, run_grid
+def _run_grid(tree: dict[str, Any], where: str, part: Part, fail_on: FailOn | None) -> None:
+    """Run a grid, leave its table and its page in its folder, and print the table; all of what was run so far."""
+    from expunge import pipeline
+    from expunge.bench.grid import Grid, run_grid, stored
     from expunge.bench.page import write_page
     from expunge.bench.rows import rows
 
-    grid = Grid.of(tree, where).part(*part, where)
+    grid = Grid.of(tree, where)
+    place, own = grid.output / "records", grid.part(*part, where)
     with Bars().shown() as progress:
-        records = run_grid(grid, grid.output / "records", progress)
+        made = run_grid(own, place, progress)
+    records = stored(grid, place)
     title = "log-odds of the right answer; recovery with its 95 % interval over seeds"
     columns = ("method", "attack", "after", "attacked", "recovery", "retain", "held-out")
     _print_table(title, columns, [row.short() for row in rows(records)])
     for file in write_page(grid, records):
         out.print(str(file), markup=False, soft_wrap=True)
+    for record in (each for records in made.values() for each in records):
+        pipeline.gate(record, fail_on)
 
 
 def _run_courses(tree: dict[str, Any], where: str, part: Part) -> None:
     """Run a grid of courses, or a single one, leave its table and picture in its folder, and print the table."""
     from expunge.bench.course_page import write_course_page
     from expunge.bench.courses import SHORT, run_courses, short_table
-    from expunge.bench.grid import Grid
+    from expunge.bench.grid import Grid, kept
+    from expunge.continual.record import Course
 
     if "methods" not in tree:
         tree = {**tree, "methods": [tree.get("method", DEFAULT_METHOD)], "seeds": [tree.get("seed", 0)]}
         tree = {key: value for key, value in tree.items() if key not in ("method", "seed")}
-    grid = Grid.of(tree, where).part(*part, where)
+    grid = Grid.of(tree, where)
+    place = grid.output / "records"
     with Bars().shown() as progress:
-        courses = run_courses(grid, grid.output / "records", progress)
+        run_courses(grid.part(*part, where), place, progress)
+    courses = kept(grid, place, Course.load)
     _print_table(
         "after the last request: log-odds of what is forgotten, accuracy of what stays, R under relearning",
         SHORT,

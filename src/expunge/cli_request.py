@@ -96,7 +96,7 @@ def apply(
             else:
                 given[key] = value
         shared: dict[str, Any] = {"method": method, "attacks": tried, **sort_settings(given)}
-        book = Ledger(ledger)
+        book = Ledger.at(ledger)
         with Bars().shown() as progress:
             done = Requests(book, output, shared, progress).fulfil(model, names or ())
         if not done:
@@ -121,7 +121,7 @@ def list_(ledger: Place = DEFAULT) -> None:
 
         from expunge.continual.ledger import Ledger
 
-        book = Ledger(ledger)
+        book = Ledger.at(ledger)
         done, received = book.fulfilled(), book.received()
         last = next(reversed(done.values()), None)
         shown = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
@@ -149,7 +149,7 @@ def show(
     def work() -> None:
         from expunge.continual.ledger import Ledger
 
-        book = Ledger(ledger)
+        book = Ledger.at(ledger)
         request = book.request(name)
         entry, done = book.received()[name], book.fulfilled()
         lines = [f"received {entry.time}", f"forget {len(request.forget)} facts, retain {len(request.retain)}"]
@@ -174,7 +174,9 @@ def verify(
     ],
     ledger: Place = DEFAULT,
 ) -> None:
-    """Prove that a model is the one that the ledger ends with, and that nobody changed the ledger.
+    """Prove that a model is the one that the ledger ends with, and that no entry but the last was changed.
+
+    Nothing in the ledger covers its last entry: compare the hash that is told with one that you kept elsewhere.
 
     **Example:** `expunge request verify runs/2026/2026-017/model`
     """
@@ -183,7 +185,7 @@ def verify(
         from expunge.continual.fulfil import verify as check
         from expunge.continual.ledger import Ledger
 
-        for line in check(Ledger(ledger), model):
+        for line in check(Ledger.at(ledger), model):
             out.print(f"ok  {line}", markup=False, soft_wrap=True)
 
     guard(work)

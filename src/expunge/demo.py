@@ -73,7 +73,9 @@ def table(records: Sequence[Record]) -> Table:
     shown = Table(title="accuracy (log-odds) of the right answer; chance in brackets at the top")
     chance = records[0].scores.forget.before.chance
     for column in ("method", "before", "after", f"after attack [{chance:.2f}]", "retained", "recovery", "verdict"):
-        shown.add_column(column, justify="left" if column in ("method", "verdict") else "right")
+        shown.add_column(
+            column, justify="left" if column in ("method", "verdict") else "right", no_wrap=column == "verdict"
+        )
     for record in records:
         forget, retain = record.scores.forget, record.scores.retain
         worst = record.strongest

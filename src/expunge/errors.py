@@ -32,6 +32,10 @@ class InputError(ExpungeError):
     exit_code = 1
 
 
+class NotANumber(InputError):
+    """A model answers with NaN; exit code 1."""
+
+
 class InternalError(ExpungeError):
     """A promise of our own is broken; exit code 2."""
 

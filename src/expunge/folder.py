@@ -6,12 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from expunge.errors import InputError, unreadable
 from expunge.models.storage import atomic_write_text
 from expunge.recipe import Comparison, Plan, Recipe
 from expunge.request import Request
+
+WHENCE: Final = frozenset({"model", "hashes", "control"})
+MADE: Final = frozenset({"hashes", "history", "peak_bytes", "stage_seconds", "steps", "stop_reason"})
+"""What source.json and training.json hold, whoever wrote them."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,9 @@ class RunFolder:
                 "This is not a finished run.", str(self.path), "Make one with `expunge unlearn ... --output RUN`."
             )
         source, training, request = read_json(self.source), read_json(self.training), self.load_request()
+        for path, tree, keys in ((self.source, source, WHENCE), (self.training, training, MADE)):
+            if missing := sorted(keys - tree.keys()):
+                raise _unusable(path, f"it lacks {', '.join(missing)}")
         whence = source["model"], source["hashes"], source["control"], training
         if self.comparison.is_file():
             comparison = Comparison.load(self.comparison)

@@ -24,7 +24,7 @@ from expunge.audit.lm_eval import linked
 from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
 from expunge.data.twins import scored_twins
-from expunge.errors import InputError, VerdictBelow
+from expunge.errors import InputError, NonFiniteLoss, VerdictBelow
 from expunge.folder import RunFolder, Subject, write_json
 from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
@@ -137,7 +137,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
             result = unlearn_model(
                 loaded.model, encoder, source.request, method, arguments, output=folder.path, progress=progress
             )
-        except InputError:
+        except (InputError, NonFiniteLoss):
             if processes.main and not (folder.path / "metrics.jsonl").exists():
                 shutil.rmtree(folder.path)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,7 @@ def _training(
 
 
 def chosen(data: Data, registry: Mapping[str, Benchmark[T]]) -> Benchmark[T]:
-    """The benchmark or stream that the data name, with its folder if and only if it needs one."""
+    """The benchmark or stream that the data name, with its folder if and only if it needs one, and its own settings."""
     assert data.benchmark is not None
     if data.benchmark not in registry:
         known = {**BENCHMARKS, **STREAMS}
@@ -110,6 +111,7 @@ def chosen(data: Data, registry: Mapping[str, Benchmark[T]]) -> Benchmark[T]:
         raise InputError(
             f"The benchmark {found.name!r} {what}.", "data.folder", "Give it." if found.from_folder else "Leave it out."
         )
+    _require_settings(found, data)
     return found
 
 
@@ -139,6 +141,17 @@ def built(benchmark: Benchmark[T], data: Data, known: Known | None) -> T:
     """The request, or the stream of requests; `known` limits it to facts that a model knows."""
     place = {"folder": data.folder} if data.folder else {}
     return benchmark.build(known=known, seed=data.seed, **place, **data.settings)
+
+
+def _require_settings(benchmark: Benchmark[T], data: Data) -> None:
+    """InputError for a setting that the benchmark does not have, or that is no number of items."""
+    known = {name for name in inspect.signature(benchmark.build).parameters if name not in ("known", "seed", "folder")}
+    for name, value in data.settings.items():
+        where = f"data.settings.{name}"
+        if name not in known:
+            raise InputError(f"The benchmark {data.benchmark!r} has no setting {name!r}.", where, nearest(name, known))
+        if name.startswith("n_") and (type(value) is not int or value < 0):
+            raise InputError(f"{value!r} is no number of items.", where, f"As in {name}: 24.")
 
 
 def from_files(data: Data, template: Template) -> Request:

@@ -157,6 +157,7 @@ def test_a_grid_of_methods_and_seeds(
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     assert expunge("run", tmp_path / "grid.yaml", "--methods", "shorter", "--seeds", "1") == 0
     assert [path.name for path in (tmp_path / "grid" / "records").iterdir()] == ["shorter-1.json"]
+    assert expunge("run", tmp_path / "grid.yaml", "--methods", "shorter", "--fail-on", "inconclusive") == 10
     for _ in range(2):
         assert expunge("run", tmp_path / "grid.yaml") == 0
         shown = capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from expunge.attacks.base import AttackResult, CurvePoint
@@ -45,3 +47,13 @@ def test_the_reasons_say_why_and_how_far_it_came(monkeypatch: pytest.MonkeyPatch
     assert why.startswith("quantise does not count")
     assert why.endswith("It reached accuracy 1.00.")
     assert uncounted([(result("quantise"), result("quantise"))]) == []
+
+
+def test_an_attack_that_diverged_everywhere_has_not_run() -> None:
+    """Its best point is the model before the attack."""
+    ran = replace(result("relearn-harmful"), spent=Budget(steps=2))
+    stood = replace(ran, curve=tuple(replace(point, step=0) for point in ran.curve))
+    moved = replace(ran, curve=(*stood.curve, replace(stood.curve[0], step=4)))
+    assert not uncounted([(moved, None)]) and not uncounted([(result("quantise"), None)])
+    (why,) = uncounted([(stood, stood)])
+    assert "diverged" in why

@@ -43,6 +43,11 @@ def test_cells_are_recipes_seed_after_seed() -> None:
     ("change", "word"),
     [
         ({"methods": {}}, "at least one method"),
+        ({"methods": [["graddiff"]]}, "at least one method"),
+        ({"methods": {"../out": None}}, "folder's name"),
+        ({"methods": {"npo": 5}}, "npo: 5"),
+        ({"data": 5}, "`data` must be a mapping"),
+        ({"output": 5}, "name of a folder"),
         ({"seeds": [True]}, "whole numbers"),
         ({"modell": "x"}, "modell"),
         ({"methods": {"graddiff": {"unlern": {}}}}, "unlern"),
@@ -58,11 +63,8 @@ def test_what_is_no_grid_is_told(change: dict[str, object], word: str) -> None:
 def test_a_part_of_a_grid() -> None:
     grid = Grid.of(TREE, "here")
     assert grid.part(None, None, "here") == grid
-    assert [cell.file for cell in grid.part(["harder"], ["5", "7"], "here").cells()] == [
-        "harder-5.json",
-        "harder-7.json",
-    ]
-    for methods, seeds, word in ((["hardest"], None, "harder"), (None, ["1", "x"], "whole number, not 'x'")):
+    assert [cell.file for cell in grid.part(["harder"], ["5"], "here").cells()] == ["harder-5.json"]
+    for methods, seeds, word in ((["hardest"], None, "harder"), (None, ["3", "7"], "no seed 7")):
         with pytest.raises(InputError, match=word):
             grid.part(methods, seeds, "here")
 
@@ -155,3 +157,16 @@ def test_records_of_several_grids_make_one_table() -> None:
     found = rows({"graddiff": [one, two, with_recovery("graddiff", 2, 0.4)]})
     assert {row.attack: row.seeds for row in found} == {name: [1, 2], attack_name(further): [1]}
     assert found[0].recovery_by_seed == [0.2, 0.4]
+
+
+def test_what_was_not_scored_has_no_accuracy_in_a_table() -> None:
+    record = with_recovery("graddiff", 1, 0.5)
+    nothing = record.scores.model_copy(
+        update={
+            "test": record.scores.test.model_copy(
+                update={"after": record.scores.test.after.model_copy(update={"n": 0})}
+            )
+        }
+    )
+    (row, *_) = rows({"graddiff": [record.model_copy(update={"scores": nothing})]})
+    assert math.isnan(row.held_out_after) and row.to_json()["held_out_after"] is None and row.short()[-1] == ""

@@ -132,6 +132,9 @@ GOOD = {"prompt": "a", "answer": "b"}
     [
         ("{'prompt': 1}", "Malformed JSON"),
         ('{"prompt": "a", "answer"', "Malformed JSON"),
+        ("[" * 100_000, "Malformed JSON"),
+        ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "Malformed JSON"),
+        ('{"prompt": "a", "answer": "\\ud800"}', "half of a character"),
         ('"text"', "must be a JSON object"),
         ({"colour": "red"}, "No known form .*colour"),
         ({}, "No known form"),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.folder import read_json, write_json
+from expunge.folder import MADE, WHENCE, RunFolder, read_json, write_json
+from expunge.request import Request
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -26,3 +28,15 @@ def test_a_file_that_is_of_no_use_is_told_in_words(content: bytes | None, why: s
     with pytest.raises(InputError) as told:
         read_json(path)
     assert (told.value.what, told.value.where) == (f"A file of the run cannot be used: {why}.", str(path))
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("training.json", "hashes, history"), ("source.json", "control, hashes")])
+def test_a_file_of_a_run_that_lacks_something_is_told(name: str, lacks: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    Request((Example("q", "a"),)).save(folder.request)
+    write_json(folder.source, dict.fromkeys(WHENCE))
+    write_json(folder.training, dict.fromkeys(MADE))
+    write_json(tmp_path / name, {})
+    with pytest.raises(InputError, match=f"it lacks {lacks}") as told:
+        folder.load_subject()
+    assert told.value.where.endswith(name)

@@ -94,6 +94,11 @@ class AttackResult:
     outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     twin_ids: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def diverged(self) -> bool:
+        """Whether it was to train, and no cell of it got as far as a first score."""
+        return self.spent.steps > 0 and not any(point.step for point in self.curve)
+
     def leads(self) -> tuple[float, ...]:
         """How far the items that have a made-up twin stand above it, mean at each point of the curve, nats; empty
         without twins."""

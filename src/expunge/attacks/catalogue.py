@@ -15,7 +15,7 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from expunge.attacks.ablate import AblateDirection, SteerBack
-from expunge.attacks.base import Attack
+from expunge.attacks.base import Attack, AttackResult
 from expunge.attacks.mix import Mix
 from expunge.attacks.pgd import PGD
 from expunge.attacks.prompts import Prompts
@@ -86,6 +86,13 @@ def why_uncounted(name: str, controlled: bool) -> str:
             "model that never knew was attacked alike."
         )
     return ""
+
+
+def why_no_evidence(result: AttackResult, controlled: bool) -> str:
+    """Why no verdict may rest on an attack that was made; empty where it may."""
+    if result.diverged:
+        return "it diverged at every learning rate before anything was scored, so it is as if it had not run."
+    return why_uncounted(result.name, controlled)
 
 
 def settings_of(name: str) -> list[str]:

@@ -7,6 +7,7 @@ seeds: [0, 1, 2]
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,10 +60,21 @@ class Grid:
         """The grid that `tree` spells; InputError where methods or seeds are not what they should be."""
         shared = dict(tree)
         methods, seeds = shared.pop("methods"), shared.pop("seeds", [0])
-        if isinstance(methods, list):
+        if isinstance(methods, list) and all(isinstance(name, str) for name in methods):
             methods = dict.fromkeys(methods)
-        if not isinstance(methods, dict) or not methods or not all(isinstance(name, str) for name in methods):
+        if not isinstance(methods, dict) or not methods:
             raise InputError("`methods` must name at least one method.", where, "As in `methods: {graddiff: , npo: }`.")
+        for name, own in methods.items():
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+                raise InputError(
+                    "A method's name must be usable as a folder's name.", f"{where}, {name!r}", "Rename it."
+                )
+            if not isinstance(own, dict | None):
+                raise InputError("A method of a grid has keys of a recipe, or nothing.", f"{where}, {name}: {own!r}")
+        if not isinstance(shared.get("data", {}), dict):
+            raise InputError("`data` must be a mapping.", where, "As in `data: {benchmark: people}`.")
+        if not isinstance(shared.get("output", ""), str):
+            raise InputError("`output` must be the name of a folder.", where)
         if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
             raise InputError("`seeds` must be a list of whole numbers.", where, "As in `seeds: [0, 1, 2]`.")
         grid = cls({name: own or {} for name, own in methods.items()}, tuple(seeds), shared)
@@ -71,14 +83,15 @@ class Grid:
         return grid
 
     def part(self, methods: Sequence[str] | None, seeds: Sequence[str] | None, where: str) -> Grid:
-        """Those of the methods, and on these seeds; all where None. InputError for names and numbers that are none."""
+        """Those of the methods and of the seeds; all where None. InputError for one that the grid does not have."""
         for name in methods or ():
             if name not in self.methods:
                 raise InputError(f"There is no method {name!r} in this grid.", where, nearest(name, self.methods))
-        if wrong := [seed for seed in seeds or () if not seed.isdecimal()]:
-            raise InputError(f"A seed is a whole number, not {wrong[0]!r}.", "--seeds", "As in `--seeds 1,2`.")
+        known = {str(seed): seed for seed in self.seeds}
+        if wrong := [seed for seed in seeds or () if seed not in known]:
+            raise InputError(f"There is no seed {wrong[0]} in this grid.", where, f"It has {', '.join(known)}.")
         chosen = {name: self.methods[name] for name in methods or self.methods}
-        return replace(self, methods=chosen, seeds=tuple(map(int, seeds)) if seeds else self.seeds)
+        return replace(self, methods=chosen, seeds=tuple(known[seed] for seed in seeds or known))
 
     @property
     def output(self) -> Path:

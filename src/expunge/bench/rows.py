@@ -12,7 +12,7 @@ from typing import Any
 
 from expunge.audit.intervals import wilson
 from expunge.audit.verdict import Rule
-from expunge.report.record import Attack, Record
+from expunge.report.record import Attack, Record, Score
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % points of Student's t with n - 1 degrees of freedom."""
@@ -88,8 +88,8 @@ class Row:
             f"{self.forget_after_log_odds:+.2f}",
             f"{self.attacked_log_odds:+.2f}",
             with_interval(self.recovery, self.ci_low, self.ci_high),
-            f"{self.retain_after:.2f}",
-            f"{self.held_out_after:.2f}",
+            share(self.retain_after),
+            share(self.held_out_after),
         )
 
 
@@ -154,7 +154,7 @@ def recovery_table(found: Sequence[Row]) -> str:
         some, seeds = next(iter(own.values())), [len(row.seeds) for row in own.values()]
         told = [method, " to ".join(map(str, dict.fromkeys((min(seeds), max(seeds)))))]
         told.append(f"{some.forget_after_log_odds:+.2f}")
-        kept = [f"{some.retain_after:.2f}", f"{some.held_out_after:.2f}", f"{some.seconds:.0f}"]
+        kept = [share(some.retain_after), share(some.held_out_after), f"{some.seconds:.0f}"]
         lines.append(f"| {' | '.join([*told, *cells, *kept])} |")
     return "\n".join(lines)
 
@@ -203,8 +203,8 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         forget_after=mean(s.accuracy for s in after),
         forget_after_log_odds=mean(s.log_odds for s in after),
         forget_after_spread=mean(map(_spread, records)),
-        retain_after=mean(r.scores.retain.after.accuracy for r in records),
-        held_out_after=mean(r.scores.test.after.accuracy for r in records),
+        retain_after=mean(map(_accuracy, (r.scores.retain.after for r in records))),
+        held_out_after=mean(map(_accuracy, (r.scores.test.after for r in records))),
         attacked_accuracy=mean(a.accuracy for a in attacks),
         attacked_accuracy_low=round(level[0], DIGITS),
         attacked_accuracy_high=round(level[1], DIGITS),
@@ -265,9 +265,19 @@ def _line(row: Row, *, compared: bool) -> str:
         f"/ {row.attacked_log_odds:+.2f} "
         f"| {row.control_accuracy:.2f} / {row.control_log_odds:+.2f}{apart} "
         f"| {with_interval(row.recovery, row.ci_low, row.ci_high)} | {difference} "
-        f"| {row.retain_after:.2f} | {row.held_out_after:.2f} | {row.seconds:.0f} / {row.peak_bytes / 1e9:.1f} "
+        f"| {share(row.retain_after)} | {share(row.held_out_after)} | {row.seconds:.0f} / {row.peak_bytes / 1e9:.1f} "
         f"| {', '.join(sorted(set(row.verdicts)))} |"
     )
+
+
+def _accuracy(score: Score) -> float:
+    """NaN where there was nothing to score."""
+    return score.accuracy if score.n else math.nan
+
+
+def share(value: float) -> str:
+    """An accuracy; empty where there is none."""
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def with_interval(value: float, low: float, high: float, sign: str = "") -> str:

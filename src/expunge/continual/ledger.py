@@ -131,6 +131,14 @@ class Ledger:
 
     folder: Path
 
+    @classmethod
+    def at(cls, folder: Path) -> Ledger:
+        """The one in a folder; InputError where there is none."""
+        found = cls(folder)
+        if not found.file.is_file():
+            raise InputError("There is no ledger here.", str(folder), "`expunge request add` begins one; see --ledger.")
+        return found
+
     @property
     def file(self) -> Path:
         """The entries."""

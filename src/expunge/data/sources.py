@@ -126,10 +126,17 @@ def _array_rows(path: Path, text: str) -> Iterator[Placed]:
 
 def _parse(text: str, place: str, fix: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise InputError("A text holds half of a character, a lone surrogate.", place, "Write it whole.") from error
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise InputError(f"Malformed JSON: {error.msg} at {at}.", place, fix) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError("Malformed JSON: a number too long, or nested too deep.", place, fix) from error
 
 
 def _numbered(prefix: str, rows: Iterable[object]) -> Iterator[Placed]:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from expunge.data.collate import Encoded, Encoder
 from expunge.data.example import Example
-from expunge.errors import InputError
+from expunge.errors import InputError, NotANumber
 from expunge.models.answers import evaluating
 from expunge.models.architecture import Readout, readout
 from expunge.models.candidates import LogProb, candidate_log_probs, candidate_totals, padded
@@ -94,7 +94,8 @@ def score_items(
     """One score per example, in order; independent of `batch_size` (in examples) up to rounding.
 
     Raises:
-        InputError: an answer or option tokenises to nothing, or the model's answers are not numbers.
+        InputError: an answer or option tokenises to nothing.
+        NotANumber: the model's answers are none.
     """
     groups = [choices(encoder, example) for example in examples]
     order = sorted(range(len(groups)), key=lambda i: -len(groups[i][0].ids))
@@ -232,7 +233,7 @@ def _item(example: Example, found: Sequence[LogProb]) -> ItemScore:
     answer, *others = found
     options = tuple(option.mean for option in others)
     if any(math.isnan(value) for value in (answer.mean, *options)):
-        raise InputError(
+        raise NotANumber(
             "What the model makes of an answer is not a number.",
             f"{example.prompt[:60]!r} -> {example.answer[:40]!r}",
             "Its weights are damaged or overflow: look for NaN in them, or try dtype float32.",

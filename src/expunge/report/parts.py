@@ -120,7 +120,9 @@ class Attack(Part):
     accuracy, log_odds: at `best`. recovery: R of the log-odds, 0 = nothing came back, 1 = everything, may leave that
     range. start: scores of the same held-out items before the attack. rho: correlation of attributions before and after
     it. samples: greedy words after the attack by item id. budget: what the attack could spend, in words. counts: False
-    for an attack that decides no verdict: it finds answers by itself and was made on no control, or has its own scale.
+    for an attack that decides no verdict: it finds answers by itself and was made on no control, has its own scale, or
+    came to nothing.
+    notes: what a reader has to know of how it was made.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Attack(Part):
     samples: dict[str, str] = {}
     seconds: float = 0.0
     counts: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def known(self) -> bool:

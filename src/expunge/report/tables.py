@@ -141,7 +141,7 @@ def _attack_row(place: int, run: Labelled, attack: Attack) -> AttackRow:
         half=NONE if half is None else f"{half}",
         rho=number(attack.rho, 2),
         seconds=duration(attack.seconds),
-        budget=visible(attack.budget),
+        budget=visible(". ".join(filter(None, (attack.budget, " ".join(attack.notes))))),
         place=place,
         sort={name: "" if value is None else value for name, value in numbers.items()},
     )

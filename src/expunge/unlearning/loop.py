@@ -23,7 +23,7 @@ from expunge.data.example import Example
 from expunge.data.order import PairedOrder
 from expunge.data.sources import instructions
 from expunge.data.twins import held_twins
-from expunge.errors import NonFiniteLoss
+from expunge.errors import NonFiniteLoss, NotANumber
 from expunge.models.architecture import describe, readout, width
 from expunge.models.memory import peak_bytes
 from expunge.models.scores import Scores, choices, score_items, summarise
@@ -221,7 +221,14 @@ class _Loop:
 
     def _scored(self, step: int) -> tuple[float | None, Scores]:
         """The scores of the present weights or, if these went past the target, of those gone back to."""
-        scores = self._score()
+        try:
+            scores = self._score()
+        except NotANumber as error:
+            if not step:
+                raise  # the model's own, before anything was done to it
+            raise NonFiniteLoss(
+                "The model's answers to the forget items became NaN.", fix="Lower the learning rate."
+            ) from error
         if self._landing is None:
             return None, scores
         if self._landing.near(scores):
@@ -347,12 +354,5 @@ def _landing(
 
 
 def _scores(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> Scores:
-    """The means over `examples`, which every process scores in full: so all of them stop in the same step.
-
-    Raises:
-        NonFiniteLoss: the model gives NaN.
-    """
-    scores = summarise(score_items(model, encoder, examples))
-    if math.isnan(scores.probability):
-        raise NonFiniteLoss("The model's answers to the forget items became NaN.", fix="Lower the learning rate.")
-    return scores
+    """The means over `examples`, which every process scores in full: so all of them stop in the same step."""
+    return summarise(score_items(model, encoder, examples))
