@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from expunge import pipeline
@@ -70,12 +71,13 @@ def _fresh(folder: Path) -> Path:
 
 def table(records: Sequence[Record]) -> Table:
     """One row a method: forget and held-out scores, the strongest attack, the verdict."""
-    shown = Table(title="accuracy (log-odds) of the right answer; chance in brackets at the top")
+    shown = Table(
+        title="accuracy (log-odds) of the right answer; chance in brackets at the top", box=None, pad_edge=False
+    )
     chance = records[0].scores.forget.before.chance
     for column in ("method", "before", "after", f"after attack [{chance:.2f}]", "retained", "recovery", "verdict"):
-        shown.add_column(
-            column, justify="left" if column in ("method", "verdict") else "right", no_wrap=column == "verdict"
-        )
+        justify: JustifyMethod = "left" if column in ("method", "verdict") else "right"
+        shown.add_column(column, justify=justify, no_wrap=column in ("recovery", "verdict"))
     for record in records:
         forget, retain = record.scores.forget, record.scores.retain
         worst = record.strongest

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from filelock import FileLock, Timeout
 
 from expunge.errors import InputError, unreadable
 from expunge.models.storage import atomic_write_text
@@ -105,6 +110,18 @@ class RunFolder:
         if self.occupied and (self.training.exists() or not self._of(recipe)):
             raise self.refusal("only an unfinished run of this recipe resumes")
         self.path.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Nobody else on this machine works in the folder meanwhile; InputError where somebody does."""
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        try:
+            with FileLock(Path(tempfile.gettempdir()) / f"expunge-{name}.lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise InputError(
+                "Another expunge is at work in this folder.", str(self.path), "Wait for it, or name another folder."
+            ) from error
 
     def require_same(self, recipe: Recipe, parts: Mapping[str, str]) -> None:
         """InputError unless the finished run is of `recipe`, and its method was made of the same `parts` then."""

@@ -10,6 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -45,7 +46,7 @@ from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
-from expunge.unlearning.processes import join_processes, main_process_first
+from expunge.unlearning.processes import Processes, join_processes, main_process_first
 
 
 def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +119,12 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         NonFiniteLoss: training blew up.
         ResourceError: disk or memory ran out.
     """
-    progress = progress or Silent()
+    folder, (processes, _) = RunFolder(Path(recipe.output)), join_processes()
+    with folder.working() if processes.main else nullcontext():
+        return _unlearn(recipe, folder, processes, progress or Silent())
+
+
+def _unlearn(recipe: Recipe, folder: RunFolder, processes: Processes, progress: Progress) -> UnlearnResult:
     method, arguments = check(recipe)
     with matmul_precision(recipe.matmul_precision, recipe.device):
         with main_process_first():
@@ -128,8 +134,7 @@ def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
         # A benchmark that trains its own model does so above: that is no price of unlearning.
         start = time.perf_counter()
         loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
-        folder, encoder = RunFolder(Path(recipe.output)), encoder_of(loaded, recipe)
-        processes, _ = join_processes()
+        encoder = encoder_of(loaded, recipe)
         if processes.main:
             _begin(folder, recipe, source, dict(loaded.hashes))
         prepared = time.perf_counter()
@@ -183,7 +188,7 @@ def attack(
     original, chosen = cache(partial(Original.find, subject.original, plan.revision)), choose(plan, names, settings)
     work = partial(attack_model, plan=plan, request=request, chosen=chosen, original=original)
     twins = None if subject.control else scored_twins(request)
-    with matmul_precision(plan.matmul_precision, plan.device):
+    with folder.working(), matmul_precision(plan.matmul_precision, plan.device):
         results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
         if subject.control:
             told = Named(progress or Silent(), "control")
@@ -223,7 +228,7 @@ def audit(
     subject = folder.load_subject()
     start = time.perf_counter()
     plan, training = subject.plan, subject.training
-    with matmul_precision(plan.matmul_precision, plan.device):
+    with folder.working(), matmul_precision(plan.matmul_precision, plan.device):
         asked = ask_lm_eval(subject.model, plan, lm_eval, folder.path)
         basis, after = _measured(subject, progress, baselines if baselines is not None else {})
         control = measure_control(subject.control, plan, subject.request) if subject.control else None

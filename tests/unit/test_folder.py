@@ -40,3 +40,13 @@ def test_a_file_of_a_run_that_lacks_something_is_told(name: str, lacks: str, tmp
     with pytest.raises(InputError, match=f"it lacks {lacks}") as told:
         folder.load_subject()
     assert told.value.where.endswith(name)
+
+
+def test_two_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").working():
+        with pytest.raises(InputError, match="at work in this folder"), RunFolder(tmp_path / "run").working():
+            pass
+        with RunFolder(tmp_path / "other").working():
+            pass
+    with RunFolder(tmp_path / "run").working():
+        assert not (tmp_path / "run").exists()

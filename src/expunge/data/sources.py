@@ -12,7 +12,7 @@ from typing import Any
 
 from expunge.data.example import Example
 from expunge.data.forms import Question, Record, plain_question
-from expunge.errors import InputError
+from expunge.errors import InputError, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _read_text(path: Path) -> str:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError("This file is not UTF-8 text.", f"{path}, line {line}", "Save it as UTF-8.") from error
     except OSError as error:
-        raise InputError(f"This file cannot be read: {error.strerror}.", str(path)) from error
+        raise InputError(f"This file cannot be read: {unreadable(error)}.", str(path)) from error
 
 
 def _line_rows(path: Path, text: str) -> Iterator[Placed]:
