@@ -47,6 +47,7 @@ from expunge.unlearning.loop import unlearn as unlearn_model
 from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import Processes, join_processes, main_process_first
+from expunge.unlearning.session import FOLDER as CHECKPOINTS
 
 
 def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +144,8 @@ def _unlearn(recipe: Recipe, folder: RunFolder, processes: Processes, progress: 
                 loaded.model, encoder, source.request, method, arguments, output=folder.path, progress=progress
             )
         except (InputError, NonFiniteLoss):
-            if processes.main and not (folder.path / "metrics.jsonl").exists():
-                shutil.rmtree(folder.path)
+            if processes.main and not any((folder.path / CHECKPOINTS).glob("*")):
+                shutil.rmtree(folder.path)  # nothing to go on from
             raise
     if not processes.main:
         return result
@@ -165,7 +166,7 @@ def _unlearn(recipe: Recipe, folder: RunFolder, processes: Processes, progress: 
         "hashes": folder_hashes(folder.model),
     }
     write_json(folder.training, training)
-    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
     return result
 
 

@@ -182,6 +182,16 @@ def test_a_grid_of_methods_and_seeds(
     assert "no grid" in capsys.readouterr().err
 
 
+def test_a_run_that_diverges_at_once_leaves_nothing_in_the_way(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "diverged"
+    given = [*words, "--output", run, "--set", "max_steps=6", "--set", "stop_log_odds=null"]
+    assert expunge(*given, "--set", "learning_rate=1e30") == 2
+    assert "Lower the learning rate" in " ".join(capsys.readouterr().err.split())
+    assert not run.exists()
+
+
 @pytest.mark.slow
 def test_several_processes_unlearn_and_one_tells(words: list[str | Path], tmp_path: Path) -> None:
     """Half as many rows on each of two processes make the steps of one, and one of them writes and speaks."""

@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge.errors import NonFiniteLoss, ResourceError
+from expunge.errors import NonFiniteLoss, NotANumber, ResourceError
 from expunge.unlearning import session
+from expunge.unlearning.metrics import StepMetrics
 from expunge.unlearning.objectives.base import Terms
-from expunge.unlearning.step import Moment
+from expunge.unlearning.step import Moment, Stepper
 from tiny import make_tiny_model
 from unlearning_runs import CutAfter, Run, assert_same, history, run_to_file, weights
 from workers import processes
@@ -126,9 +127,22 @@ def test_a_non_finite_step_leaves_the_last_good_weights(
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_model_gone_mad_between_two_steps_is_noticed_by_its_scores() -> None:
+def test_a_model_gone_mad_in_a_step_is_noticed_by_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Stepper.step
+
+    def last(self: Stepper, number: int) -> StepMetrics:
+        made = step(self, number)
+        next(iter(self.parameters.values())).data.fill_(torch.nan)
+        return made
+
+    monkeypatch.setattr(Stepper, "step", last)
+    with pytest.raises(NonFiniteLoss, match="NaN"):
+        Run("graddiff", arguments={"eval_steps": 1}).on(make_tiny_model())
+
+
+def test_a_model_that_was_mad_before_is_told_apart() -> None:
     model = make_tiny_model()
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
-    with pytest.raises(NonFiniteLoss, match="NaN"):
+    with pytest.raises(NotANumber, match="not a number"):
         Run("graddiff").on(model)
