@@ -12,7 +12,7 @@ from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.quiet import quiet
-from expunge.models.scores import ItemScore, greedy, log_odds, score_items, summarise
+from expunge.models.scores import ItemScore, greedy, log_odds, numbers, score_items, summarise
 from families import CONFIGS, family_model
 from tiny import make_tiny_model
 
@@ -189,4 +189,6 @@ def test_a_damaged_model_is_told(encoder: Encoder, tiny_examples: tuple[Example,
     model = make_tiny_model()
     model.model.norm.weight.data[0] = torch.nan
     with pytest.raises(InputError, match="not a number"):
-        score_items(model, encoder, tiny_examples)
+        numbers(score_items(model, encoder, tiny_examples))
+    found = score_items(make_tiny_model(), encoder, tiny_examples)
+    assert numbers(found) == found

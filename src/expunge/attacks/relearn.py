@@ -31,7 +31,7 @@ from expunge.data.example import Example
 from expunge.data.sources import instructions, read_examples
 from expunge.data.twins import trained_twins
 from expunge.errors import InputError
-from expunge.models.scores import ItemScore, score_items, summarise
+from expunge.models.scores import ItemScore, numbers, score_items, summarise
 from expunge.request import Request
 from expunge.unlearning.parametrizations.full import Full
 from expunge.unlearning.parametrizations.lora import LoRA
@@ -76,7 +76,7 @@ class Relearn(Attack, ABC):
         """Fine-tune in every cell of the grid."""
         model, encoder = target.model, target.encoder
         with lent(model) as weights:
-            before = score_items(model, encoder, target.request.forget)
+            before = numbers(score_items(model, encoder, target.request.forget))
             chosen = self.material(encoder, target.request, before, target.like)
             twinned = target.twinned(chosen.scored)
             twins = tuple(twinned.values())

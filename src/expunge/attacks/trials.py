@@ -23,7 +23,7 @@ from expunge.attacks.weights import Weights, lent
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.data.twins import asked_alike
-from expunge.models.scores import ItemScore, greedy, score_items, summarise
+from expunge.models.scores import ItemScore, greedy, numbers, score_items, summarise
 
 Questions = Sequence[Example]
 
@@ -86,7 +86,7 @@ class Trials(Attack, ABC):
         twinned = {} if self.control_only else target.twinned(scored)
         best, spent, silent = Trial("as it is"), Budget(), []
         with lent(model) as weights:
-            start = items = score_items(model, encoder, scored)
+            start = items = numbers(score_items(model, encoder, scored))
             curve = [_point(0, best.called, start, score_items(model, encoder, list(twinned.values())))]
             target.progress.start(self.name, total)
             for place, trial in enumerate(self.trials(target, weights), 1):

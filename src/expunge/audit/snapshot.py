@@ -24,7 +24,7 @@ from expunge.data.twins import scored_twins
 from expunge.errors import InputError
 from expunge.models.answers import Reference, TextStatistics, cache_text, text_statistics
 from expunge.models.architecture import FAMILIES
-from expunge.models.scores import ItemScore, Scores, greedy, score_items, summarise
+from expunge.models.scores import ItemScore, Scores, greedy, numbers, score_items, summarise
 from expunge.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def control_snapshot(model: PreTrainedModel, encoder: Encoder, request: Request,
     what the probe reads, and the reading of the forget items and the non-members that metrics compare with."""
     caps = caps or Caps()
     reworded = request.test.get("paraphrase", ())
-    scores = score_items(model, encoder, [*request.forget, *reworded])
+    scores = numbers(score_items(model, encoder, [*request.forget, *reworded]))
     forget, others = scores[: len(request.forget)], scores[len(request.forget) :]
     words = _words(model, encoder, request, request.forget, caps)
     return Snapshot(
@@ -212,7 +212,7 @@ def control_snapshot(model: PreTrainedModel, encoder: Encoder, request: Request,
 def _scores(model: PreTrainedModel, encoder: Encoder, request: Request, caps: Caps) -> Scored:
     """Scores of forget, retain and each test group, from one pass over all of them."""
     sets = [request.forget, caps.draw(request.retain, caps.retain), *request.test.values()]
-    scores = iter(score_items(model, encoder, [example for examples in sets for example in examples]))
+    scores = iter(numbers(score_items(model, encoder, [example for examples in sets for example in examples])))
     forget, retain, *test = (tuple(next(scores) for _ in examples) for examples in sets)
     return forget, retain, dict(zip(request.test, test, strict=True))
 

@@ -95,7 +95,6 @@ def score_items(
 
     Raises:
         InputError: an answer or option tokenises to nothing.
-        NotANumber: the model's answers are none.
     """
     groups = [choices(encoder, example) for example in examples]
     order = sorted(range(len(groups)), key=lambda i: -len(groups[i][0].ids))
@@ -107,6 +106,18 @@ def score_items(
             values = candidate_log_probs(model, read, [groups[i] for i in rows], encoder.pad_id)
             found.update(zip(rows, values, strict=True))
     return tuple(_item(example, found[i]) for i, example in enumerate(examples))
+
+
+def numbers(items: tuple[ItemScore, ...]) -> tuple[ItemScore, ...]:
+    """The same items; NotANumber where the model made none of one of them."""
+    for item in items:
+        if any(math.isnan(value) for value in (item.answer_mean, *item.option_log_probs)):
+            raise NotANumber(
+                "What the model makes of an answer is not a number.",
+                f"item {item.id}",
+                "Its weights are damaged or overflow: look for NaN in them, or try dtype float32.",
+            )
+    return items
 
 
 def summarise(items: Sequence[ItemScore]) -> Scores:
@@ -232,12 +243,6 @@ def _length(row: Sequence[int], ends: int | list[int] | None) -> int:
 def _item(example: Example, found: Sequence[LogProb]) -> ItemScore:
     answer, *others = found
     options = tuple(option.mean for option in others)
-    if any(math.isnan(value) for value in (answer.mean, *options)):
-        raise NotANumber(
-            "What the model makes of an answer is not a number.",
-            f"{example.prompt[:60]!r} -> {example.answer[:40]!r}",
-            "Its weights are damaged or overflow: look for NaN in them, or try dtype float32.",
-        )
     return ItemScore(
         id=example.id,
         log_prob=answer.total,

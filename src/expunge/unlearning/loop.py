@@ -26,7 +26,7 @@ from expunge.data.twins import held_twins
 from expunge.errors import NonFiniteLoss, NotANumber
 from expunge.models.architecture import describe, readout, width
 from expunge.models.memory import peak_bytes
-from expunge.models.scores import Scores, choices, score_items, summarise
+from expunge.models.scores import Scores, choices, numbers, score_items, summarise
 from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.anchors import anchors
@@ -355,4 +355,4 @@ def _landing(
 
 def _scores(model: PreTrainedModel, encoder: Encoder, examples: Sequence[Example]) -> Scores:
     """The means over `examples`, which every process scores in full: so all of them stop in the same step."""
-    return summarise(score_items(model, encoder, examples))
+    return summarise(numbers(score_items(model, encoder, examples)))
