@@ -170,3 +170,12 @@ def test_what_was_not_scored_has_no_accuracy_in_a_table() -> None:
     )
     (row, *_) = rows({"graddiff": [record.model_copy(update={"scores": nothing})]})
     assert math.isnan(row.held_out_after) and row.to_json()["held_out_after"] is None and row.short()[-1] == ""
+
+
+def test_an_attack_on_a_scale_of_its_own_has_no_row() -> None:
+    record = with_recovery("graddiff", 1, 0.5)
+    own = record.attacks[0].model_copy(
+        update={"name": "sampling", "recovery_low": None, "recovery_high": None, "counts": False}
+    )
+    both = rows({"graddiff": [record.model_copy(update={"attacks": (*record.attacks, own)})]})
+    assert [row.attack for row in both] == [row.attack for row in rows({"graddiff": [record]})]

@@ -97,11 +97,12 @@ def rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
     """The rows of records by method name; the first method is what the others are compared with.
 
     The attacks that a verdict requires come first. Records of one method and seed may come from several grids, with
-    other attacks each; an attack that two of them made alike (see `attack_name`) counts once.
+    other attacks each; an attack that two of them made alike (see `attack_name`) counts once, and one on a scale of its
+    own, which has no recovery, is left out.
     """
     found, first = [], next(iter(records.values()))
     for name, own in records.items():
-        attacks = {attack_name(a): a.name for record in own for a in record.attacks}
+        attacks = {attack_name(a): a.name for record in own for a in record.attacks if a.known or a.counts}
         for attack in sorted(attacks, key=lambda each: attacks[each] not in REQUIRED):
             found.append(_row(name, attack, own, first))
     return found
