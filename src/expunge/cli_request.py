@@ -131,7 +131,7 @@ def list_(ledger: Place = DEFAULT) -> None:
             mine = done.get(name)
             cells = (mine.time[:10], mine.method, mine.verdict) if mine else ("waits", "", "")
             shown.add_row(name, entry.time[:10], *cells, *(_standing(last, name) if mine else ("", "")))
-        out.print(shown if received else "No request yet.")
+        out.print(shown)
 
     guard(work)
 

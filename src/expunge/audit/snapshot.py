@@ -169,7 +169,9 @@ def snapshot(
         log.warning("No attribution, logit lens or probe: the family %r is not known.", model.config.model_type)
     progress.finish(TASK)
     said = {
-        item: share for item, share in zip(reading.forget.ids, reading.forget.rouge_l, strict=True) if share == share
+        item: share
+        for item, share in zip(reading.forget.ids, reading.forget.rouge_l, strict=True)
+        if not math.isnan(share)
     }
     return Snapshot(
         *scored,

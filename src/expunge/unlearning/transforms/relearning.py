@@ -15,7 +15,7 @@ attacks the folded model does, to whom adapters or projections are no wall; g is
 First order: g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share
 one attacker: delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of
 `steps`. Only every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both
-places in turn, at little more than the price of none.
+places in turn, at little more than the price of none; what is told of L_f is then measured at phi on these steps.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class BoundSimulatedRelearning(BoundTransform):
                     self._nll = [self._attack(step) for _ in range(config.steps)][-1]
                 self._moved_in = step.number
                 self._stand(here)
-            # The larger pass before there are gradients beside its activations.
+            # First where the run stands: transforms below gather there in their first call, and what is told is of there.
             step.add(Share(1 - config.mix, 1.0))
             self._stand(there)
             step.add(Share(config.mix, 0.0), self._kept_back(step))
