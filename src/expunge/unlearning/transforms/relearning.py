@@ -117,7 +117,7 @@ class BoundSimulatedRelearning(BoundTransform):
                     self._nll = [self._attack(step) for _ in range(config.steps)][-1]
                 self._moved_in = step.number
                 self._stand(here)
-            # First where the run stands: transforms below gather there in their first call, and what is told is of there.
+            # First where the run stands: there transforms below gather, and what is told of the step is measured there.
             step.add(Share(1 - config.mix, 1.0))
             self._stand(there)
             step.add(Share(config.mix, 0.0), self._kept_back(step))
