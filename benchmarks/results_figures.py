@@ -53,7 +53,7 @@ def recovery(found: Sequence[Row], about: str) -> Figure:
     of = {(row.method, row.attack): row for row in found}
     names = list(dict.fromkeys(row.method for row in found))
     order = sorted(names, key=lambda name: fmean(of[name, a].recovery for a in attacks if (name, a) in of))
-    figure, panels = _sheet(len(attacks), 1.35, 0.24 * len(names) + 0.5)
+    figure, panels = _sheet(len(attacks), max(1.35, 6.6 / len(attacks)), 0.24 * len(names) + 0.5)
     for axes, attack in zip(panels, attacks, strict=True):
         for place, name in enumerate(order):
             if (name, attack) not in of:
