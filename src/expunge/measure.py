@@ -74,11 +74,10 @@ def measure(
     return Measured(taken, dict(loaded.hashes), part)
 
 
-def score_sets(path: str, plan: Plan, *sets: Sequence[Example]) -> list[tuple[ItemScore, ...]]:
-    """Scores of each of some sets of examples by the model at `path`."""
+def score_set(path: str, plan: Plan, examples: Sequence[Example]) -> tuple[ItemScore, ...]:
+    """Scores of some examples by the model at `path`."""
     loaded = load_model(path, dtype=plan.dtype, device=plan.device)
-    encoder = encoder_of(loaded, plan)
-    return [score_items(loaded.model, encoder, examples) for examples in sets]
+    return score_items(loaded.model, encoder_of(loaded, plan), examples)
 
 
 def measure_control(path: str, plan: Plan, request: Request) -> Snapshot:

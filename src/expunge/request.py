@@ -20,6 +20,9 @@ FORGET_GROUPS: tuple[str, ...] = ("paraphrase", "multi_hop")
 RETAIN_GROUPS: tuple[str, ...] = ("same_answer", "same_subject", "held_out")
 """Groups of `Request.test` that only look like the forgotten facts: they must stay."""
 
+NAME = re.compile(r"\w[\w.-]*")
+"""What can be the name of a file or of a folder."""
+
 EARLIER = "request_"
 """What the names of groups begin with that ask for what earlier requests made go."""
 
@@ -73,7 +76,7 @@ class Request:
         if not self.forget:
             raise InputError("There is nothing to forget.", "forget", "Give at least one example.")
         for group in self.test:
-            if not re.fullmatch(r"\w[\w.-]*", group):
+            if not NAME.fullmatch(group):
                 raise InputError("A test group's name must be usable as a file name.", repr(group), "Rename it.")
         _require_unique_ids("forget", self.forget)
         _require_unique_ids("attack", self.attack)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from expunge.attacks.base import AttackResult, CurvePoint
+from expunge.attacks.base import AttackResult, CurvePoint, leads
 from expunge.attacks.budget import Budget
 from expunge.continual.ledger import Entry, Known
 from expunge.continual.standing import known, standing
@@ -46,7 +46,7 @@ def test_what_was_known_is_kept_question_by_question() -> None:
 
 def test_an_answer_that_is_only_disliked_has_come_back() -> None:
     hidden = result(((0.0, 0.0), (-4.0, -4.0)), ((1.0, 1.0), (-2.0, -2.0)))
-    assert hidden.leads() == (4.0, 3.0)
+    assert leads(hidden.curve, hidden.held_out_ids, tuple(hidden.twin_ids)) == (4.0, 3.0)
     assert standing(NOW, [hidden], KNEW).recovery == pytest.approx(4 / 5)
     assert standing(NOW, [hidden], known(ITEMS, {})).recovery == pytest.approx(1 / 5)
     assert standing(NOW, [hidden], known(ITEMS, {"a": TWINS["a"]})).recovery == pytest.approx(1 / 5)  # too few

@@ -99,11 +99,6 @@ class AttackResult:
         """Whether it was to train, and no cell of it got as far as a first score."""
         return self.spent.steps > 0 and not any(point.step for point in self.curve)
 
-    def leads(self) -> tuple[float, ...]:
-        """How far the items that have a made-up twin stand above it, mean at each point of the curve, nats; empty
-        without twins."""
-        return leads(self.curve, self.held_out_ids, tuple(self.twin_ids))
-
     def first_reaching(self, log_odds: float) -> CurvePoint | None:
         """The point with the fewest examples seen at which the mean log-odds is at least `log_odds`, or None."""
         reached = [point for point in self.curve if point.log_odds >= log_odds]
@@ -125,7 +120,8 @@ class AttackResult:
 
 
 def leads(curve: Sequence[CurvePoint], scored: Sequence[str], twinned: Sequence[str]) -> tuple[float, ...]:
-    """What `AttackResult.leads` gives, of points at which the items `scored` and the twins of `twinned` were."""
+    """How far the items `twinned` stand above their made-up twins, mean at each point of a curve at which the items
+    `scored` and those twins were scored, nats; empty without twins."""
     columns = [scored.index(item) for item in twinned]
     return tuple(
         fmean(point.item_log_odds[column] for column in columns) - fmean(point.twin_log_odds)

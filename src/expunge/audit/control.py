@@ -19,7 +19,6 @@ choice of the moment is part of the attack and is not resampled.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -175,8 +174,7 @@ def _require_alike(attacked: AttackResult, control: AttackResult) -> None:
         raise InputError(
             "The control was scored on other items.", attacked.name, "Attack it again with like=<this result>."
         )
-    one, other = (json.dumps(each.settings, default=list, sort_keys=True) for each in (attacked, control))
-    if one != other:
+    if control.settings != attacked.settings:
         raise InputError(
             "The control was attacked with other settings.", attacked.name, "Run `expunge attack` again to the end."
         )

@@ -7,7 +7,6 @@ seeds: [0, 1, 2]
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Progress
 from expunge.recipe import Recipe
 from expunge.report.record import Record
+from expunge.request import NAME
 from expunge.settings import merge
 
 Kept = TypeVar("Kept")
@@ -65,7 +65,7 @@ class Grid:
         if not isinstance(methods, dict) or not methods:
             raise InputError("`methods` must name at least one method.", where, "As in `methods: {graddiff: , npo: }`.")
         for name, own in methods.items():
-            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise InputError(
                     "A method's name must be usable as a folder's name.", f"{where}, {name!r}", "Rename it."
                 )

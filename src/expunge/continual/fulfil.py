@@ -26,7 +26,7 @@ from expunge.continual.standing import known, standing
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
-from expunge.measure import Measured, score_sets
+from expunge.measure import Measured, score_set
 from expunge.models.load import model_folder
 from expunge.models.scores import summarise
 from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
@@ -124,7 +124,7 @@ class Requests:
             request = self.ledger.request(other)
             request = replace(request, attack=tuple(without(request.attack, gone)))
             told = Named(self.progress or Silent(), f"{name}: {other}")
-            (now,) = score_sets(str(folder.model), recipe, request.forget)
+            now = score_set(str(folder.model), recipe, request.forget)
             possible = recipe if request.attack else _without_related(recipe)
             place = folder.path / "earlier" / other
             results = pipeline.attack_checkpoint(str(folder.model), possible, request, place, progress=told)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from expunge.data.example import Example
 from expunge.errors import InputError, nearest, unreadable
 from expunge.models.storage import atomic_write_text, sha256
-from expunge.request import Request
+from expunge.request import NAME, Request
 
 VERSION = 1
 
@@ -222,7 +221,7 @@ class Ledger:
             InputError: the id is taken or cannot be a folder's name, a fact was asked for already, the request wants to
                 keep what it or another had removed, or a request that waits would have nothing to retain.
         """
-        if not re.fullmatch(r"\w[\w.-]*", name):
+        if not NAME.fullmatch(name):
             raise InputError("A request's id must be usable as a folder's name.", repr(name), "Use letters and digits.")
         with self._locked():
             received, done = self.received(), self.fulfilled()

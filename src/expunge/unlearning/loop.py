@@ -183,7 +183,7 @@ class _Loop:
             reason = self._until_stopped()
         finally:
             self._progress.finish(TASK)
-        last, final = self._history[-1], self._scores or self._score()
+        last, final = self._history[-1], self._scores or self._now()
         return UnlearnResult(last.step, reason, tuple(self._history), last.seconds, peak_bytes(), final)
 
     def _until_stopped(self) -> StopReason:
@@ -221,21 +221,25 @@ class _Loop:
 
     def _scored(self, step: int) -> tuple[float | None, Scores]:
         """The scores of the present weights or, if these went past the target, of those gone back to."""
-        try:
-            scores = self._score()
-        except NotANumber as error:
-            if not step:
-                raise  # the model's own, before anything was done to it
-            raise NonFiniteLoss(
-                "The model's answers to the forget items became NaN.", fix="Lower the learning rate."
-            ) from error
+        scores = self._now()
         if self._landing is None:
             return None, scores
         if self._landing.near(scores):
             self._landing.keep()
         elif step >= self._stepper.arguments.least_steps and self._landing.overshot(scores):
-            return self._landing.land(self._score)
+            return self._landing.land(self._now)
         return None, scores
+
+    def _now(self) -> Scores:
+        """The scores of the present weights; what was no number before anything was done is the model's own fault."""
+        try:
+            return self._score()
+        except NotANumber as error:
+            if not self._history:
+                raise
+            raise NonFiniteLoss(
+                "The model's answers to the forget items became NaN.", fix="Lower the learning rate."
+            ) from error
 
     def _seconds(self) -> float:
         """Time since the start, the main process's on all of them, as it may end the run."""

@@ -80,15 +80,11 @@ class Session:
         order = [names[parameter] for group in groups for parameter in group["params"]]
         state = {i: _below(tensors, f"optimizer/{name}/") for i, name in enumerate(order)}
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
-        for number, transform in enumerate(self._transforms):
-            transform.load_state(self._beside(tensors, f"transform{number}/"))
-        if self._landing is not None:
-            self._landing.load_state(self._beside(tensors, "landing/"))
-
-    def _beside(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Those under `prefix`, where the parameters are: a file is read into main memory."""
         device = next(iter(self._parameters.values())).device
-        return {name: value.to(device) for name, value in _below(tensors, prefix).items()}
+        for number, transform in enumerate(self._transforms):
+            transform.load_state(_below(tensors, f"transform{number}/", device))
+        if self._landing is not None:
+            self._landing.load_state(_below(tensors, "landing/", device))
 
 
 class Keeper:
@@ -131,6 +127,10 @@ class Keeper:
             self._saved = time.monotonic()
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Copies of the tensors under `prefix`, as those of a file may be pages of it."""
-    return {name.removeprefix(prefix): value.clone() for name, value in tensors.items() if name.startswith(prefix)}
+def _below(tensors: Mapping[str, Tensor], prefix: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Copies on `device` of the tensors under `prefix`: those of a file are in main memory and may be pages of it."""
+    return {
+        name.removeprefix(prefix): value.to(device, copy=True)
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

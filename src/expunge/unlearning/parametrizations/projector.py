@@ -27,7 +27,7 @@ Rows = dict[int, Float[Tensor, "rows d"]]
 
 
 class Projector(nn.Module):
-    """h -> h - (h Q^T) Q once `begun` says so or a gradient is wanted; before, h itself.
+    """h -> h - (h Q^T) Q once `at_work` says so; before, h itself.
 
     Args:
         fixed: W_old, orthonormal rows.
@@ -67,7 +67,22 @@ class Projector(nn.Module):
         return project(hidden, self.basis())
 
 
-class Projected(Trained):
+class Projecting(Trained):
+    """Trained while projections stand in the model; they work from the first forward of the training on."""
+
+    _seen = False
+
+    def _at_work(self) -> bool:
+        """Whether the states lose what Q spans: once a gradient was wanted, or a step made before."""
+        self._seen = self._seen or torch.is_grad_enabled() or self._begun()
+        return self._seen
+
+    def _begun(self) -> bool:
+        """Whether a step has been made."""
+        raise NotImplementedError
+
+
+class Projected(Projecting):
     """A model with projections at the outputs of some modules, one in a block, while their rows are trained.
 
     Args:
@@ -84,7 +99,7 @@ class Projected(Trained):
         earlier: Mapping[int, Tensor],
         settle: Callable[[int, Tensor], None],
     ) -> None:
-        self._moved, self._seen, self._earlier, self._settle = False, False, dict(earlier), settle
+        self._moved, self._earlier, self._settle = False, dict(earlier), settle
         self._modules = {block: module for block, (module, *_) in sites.items()}
         self._projectors = {
             block: Projector(fixed, rows, spared, self._at_work) for block, (_, fixed, rows, spared) in sites.items()
@@ -99,11 +114,6 @@ class Projected(Trained):
         """What this request and those before it removed, by block, also after `fold`: W_old of the next request."""
         own = {block: projector.basis().detach() for block, projector in self._projectors.items()}
         return {**self._earlier, **(own if self._begun() else {})}
-
-    def _at_work(self) -> bool:
-        """Whether the states lose what Q spans: from the first forward of the training on."""
-        self._seen = self._seen or torch.is_grad_enabled() or self._begun()
-        return self._seen
 
     def _begun(self) -> bool:
         """Whether a step has been made: the first one moves the rows away from their beginning, and none leads back."""
@@ -122,7 +132,7 @@ class Projected(Trained):
                 self._settle(block, self._projectors[block].basis(torch.float64))
 
 
-class ProjectedWeights(Trained):
+class ProjectedWeights(Projecting):
     """All weights of a model, trained while projections that do not move stand at the outputs of some modules.
 
     Args:
@@ -143,7 +153,6 @@ class ProjectedWeights(Trained):
         self._earlier, self._settle = dict(earlier), settle
         super().__init__(model, [name for name, _ in model.named_parameters()], self._take_out)
         self._initial = [_sample(p) for p in self.parameters.values()]
-        self._seen = False
         self._handles = [module.register_forward_hook(self._hook(block)) for block, (module, _) in sites.items()]
 
     def removed(self) -> Rows:
@@ -152,10 +161,7 @@ class ProjectedWeights(Trained):
 
     def _hook(self, block: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, args: object, out: Tensor) -> Tensor:
-            self._seen = self._seen or torch.is_grad_enabled() or self._begun()
-            if not self._seen:
-                return out
-            return project(out, self._rows[block])
+            return project(out, self._rows[block]) if self._at_work() else out
 
         return hook
 

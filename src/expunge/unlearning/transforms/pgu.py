@@ -129,9 +129,8 @@ class BoundProjectedGradient(BoundTransform):
     @torch.no_grad()
     def _gather(self, step: Step) -> None:
         for maps in passes(list(self._maps.values()), _COVARIANCE_BYTES):
-            inputs, heard = InputCovariances(maps), 0
+            inputs = InputCovariances(maps)
             for rows in retain_epoch(step, self._site):
-                heard += 1
                 with inputs.of(rows):
                     step.answers(rows)
             if step.tokens("retain") == 0:
@@ -139,12 +138,12 @@ class BoundProjectedGradient(BoundTransform):
                     "PGU projects on what retain rows span, and this objective uses none.",
                     fix="Use an objective with a retain side, such as graddiff or npo.",
                 )
-            idle = torch.tensor(int(not heard), device=maps[0].weight.device)
-            if self._site.reduce(idle):
+            groups = list(inputs.grouped())
+            if self._site.reduce(torch.tensor(int(not groups), device=maps[0].weight.device)):
                 raise InputError(
                     "A process has no rows, so it has no part in the directions of PGU.",
                     fix="Take fewer processes than forget items.",
                 )
-            for names, total in inputs.grouped():
+            for names, total in groups:
                 kept = principal_directions(self._site.reduce(total), self._config.energy)
                 self._directions[names] = kept.to(self._maps[names[0]].weight.dtype)
