@@ -50,8 +50,8 @@ class Tuned:
     attacks: Mapping[str, Mapping[str, Any]]
 
     def rates(self, method: str) -> list[float]:
-        """Those that are tried."""
-        return [factor * self.usual.get(method, self.rate) for factor in self.factors]
+        """Those that are tried, as short as they are written."""
+        return [float(f"{factor * self.usual.get(method, self.rate):g}") for factor in self.factors]
 
 
 _RELEARN = ("relearn-harmful", "relearn-related")
@@ -67,7 +67,7 @@ GRIDS = {
     "world_facts": Tuned(
         "world_facts.yaml",
         5e-5,
-        {"repselect": 1e-4, "rmu": 2e-3, "klue": 5e-4},
+        {"repselect": 1e-4, "rmu": 2e-3, "klue": 5e-4, "klue_ssiuu": 5e-4, "rmu_ssiuu": 2e-3},
         (0.1, 0.3, 1.0),
         {name: {"learning_rates": [5e-5], "max_steps": 16, "eval_every": 8} for name in _RELEARN},
     ),
@@ -86,15 +86,15 @@ def main() -> None:
     tuned = GRIDS[options.grid]
     tree = read_yaml(ROOT / "recipes" / tuned.recipe)
     tried = {name: tree["methods"][name] for name in named(options.methods) or tree["methods"]}
+    rates = {f"{name}-{rate}": (name, rate) for name in tried for rate in tuned.rates(name)}
     methods = {
-        f"{name}@{rate:g}": merge({"method": name, **(own or {})}, {"unlearn": {"learning_rate": rate}})
-        for name, own in tried.items()
-        for rate in tuned.rates(name)
+        trial: merge({"method": name, **(tried[name] or {})}, {"unlearn": {"learning_rate": rate}})
+        for trial, (name, rate) in rates.items()
     }
     shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": tuned.attacks, "output": str(options.runs)}
     with Bars().shown() as progress:
         records = run_grid(Grid.of(shared, "tuning"), options.runs / "records", progress)
-    trials = [_trial(name, own[0]) for name, own in records.items()]
+    trials = [_trial(*rates[trial], own[0]) for trial, own in records.items()]
     won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tried}
     for trial in trials:
         trial["chosen"] = trial["learning_rate"] == won[trial["method"]]
@@ -114,11 +114,11 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(ignorant, key=lambda t: (t["retain"] + t["held_out"]) / 2 - t["recovery"])
 
 
-def _trial(name: str, record: Record) -> Trial:
+def _trial(method: str, rate: float, record: Record) -> Trial:
     after = record.scores.forget.after
     return {
-        "method": name.partition("@")[0],
-        "learning_rate": float(name.partition("@")[2]),
+        "method": method,
+        "learning_rate": rate,
         "steps": record.cost.steps,
         "accuracy": after.accuracy,
         "log_odds": after.log_odds,

@@ -25,8 +25,8 @@ from expunge.unlearning.objectives.graddiff import GradDiff
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.projection import Projection
 from expunge.unlearning.step import Moment, Stepper
-from expunge.unlearning.transforms.base import GradientTransform
-from expunge.unlearning.transforms.relearning import SimulatedRelearning
+from expunge.unlearning.transforms.base import GradientTransform, Site
+from expunge.unlearning.transforms.relearning import BoundSimulatedRelearning, SimulatedRelearning
 from expunge.unlearning.transforms.sam import SAM
 from tiny import make_tiny_model
 from unlearning_runs import (
@@ -294,6 +294,32 @@ def test_an_attacker_lives_on_over_its_period() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         assert told == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_moments_in_half_of_the_bits_lead_an_attacker_to_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty steps of torch's Adam in float32, whose place is missed by a hundredth of the way."""
+    bound: list[BoundSimulatedRelearning] = []
+
+    def kept(self: SimulatedRelearning, site: Site) -> BoundSimulatedRelearning:
+        bound.append(BoundSimulatedRelearning(self, site))
+        return bound[0]
+
+    monkeypatch.setattr(SimulatedRelearning, "bind", kept)
+    steps, start, attacked = 30, make_tiny_model(), make_tiny_model()
+    lasting = SimulatedRelearning(learning_rate=RATE, period=steps)
+    run(make_tiny_model(), lasting, learning_rate=0.0, max_steps=steps, eval_steps=steps)
+    adam = torch.optim.Adam(attacked.parameters(), lr=RATE)
+    for step in range(steps):
+        adam.zero_grad()
+        nll(PairedOrder(6, len(EXAMPLES) - 6, 6, 0).at(step + 1 + step)[1], 6)(attacked).backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    state, before = bound[0].state(), weights(start)
+    way = {name: p - before[name] for name, p in weights(attacked).items()}
+    missed = {name: state[f"{name}/delta"] - by for name, by in way.items()}
+    length, error = (torch.cat([x.flatten() for x in by.values()]).norm() for by in (way, missed))
+    assert 0 < error < 0.01 * length
+    moments = [value for name, value in state.items() if name.endswith(("exp_avg", "exp_avg_sq"))]
+    assert len(moments) == 2 * len(way) and {value.dtype for value in moments} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

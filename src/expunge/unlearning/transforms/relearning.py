@@ -12,8 +12,12 @@ beside durable, which shows and defends all.
 By default the attacker moves what the run trains. With `moves="all"` it moves every weight of the model, as whoever
 attacks the folded model does, to whom adapters or projections are no wall; g is still of what the run trains.
 
+Adam's two moments of float32 weights are kept in bfloat16, which leaves the attacker two thirds of its memory; its
+arithmetic is in float32, one tensor at a time. What rounding takes is a 256th of a moment at most: the first moment
+averages it out, and the second grows by more than that in each of an attacker's first hundred steps.
+
 First order: g does not go through the attacker's steps (as in first-order MAML, and in MUDMAN). `period` steps share
-one attacker: delta and its Adam state live on, which gives attacks of up to `period * steps` steps at the price of
+one attacker: delta and its moments live on, which gives attacks of up to `period * steps` steps at the price of
 `steps`. Only every `every`-th step is such a step; the others take the plain gradient. `mix=1, every=2` looks at both
 places in turn, at little more than the price of none; what is told of L_f is then measured at phi on these steps.
 """
@@ -28,6 +32,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from expunge.errors import InputError
 from expunge.models.asking import asking
@@ -39,12 +44,14 @@ if TYPE_CHECKING:
     from expunge.unlearning.transforms.base import Step
 
 _MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+_KEPT_IN: Final = {torch.float32: torch.bfloat16}
+"""Weights -> their moments, where these are kept in fewer bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRelearning(GradientTransform):
-    """A simulated attacker; costs `steps` backwards of one side, one more of the forget side, and three copies of what
-    it moves (delta, and Adam's two moments).
+    """A simulated attacker; costs `steps` backwards of one side, one more of the forget side, and two copies of what
+    it moves (delta, and Adam's two moments at half of its bits).
 
     Args:
         mix: share of the forget gradient that is taken at the attacked weights.
@@ -86,14 +93,14 @@ class SimulatedRelearning(GradientTransform):
 
 
 class BoundSimulatedRelearning(BoundTransform):
-    """Keeps delta and the attacker's optimizer from step to step; the model's own weights keep their bits."""
+    """Keeps delta and the moments of the attacker's Adam from step to step; the model's own weights keep their bits."""
 
     def __init__(self, config: SimulatedRelearning, site: Site) -> None:
         self._config, self._site = config, site
         whole = {name: p for name, p in site.model.named_parameters() if p.is_floating_point()}
         self._moved = whole if config.moves == "all" else site.parameters
         self._delta: dict[str, Tensor] = {}
-        self._adam = self._optimizer()
+        self._moments: dict[str, list[Tensor]] = {}
         self._done = 0
         self._moved_in, self._nll = -1, math.nan
 
@@ -130,24 +137,16 @@ class BoundSimulatedRelearning(BoundTransform):
     def state(self) -> dict[str, Tensor]:
         """The attacker's, and how many steps it has made."""
         kept = {f"{name}/delta": delta for name, delta in self._delta.items()}
-        for name, p in self._moved.items():
-            kept |= {f"{name}/{key}": self._adam.state[p][key] for key in _MOMENTS if p in self._adam.state}
+        for name, moments in self._moments.items():
+            kept |= {f"{name}/{key}": moment for key, moment in zip(_MOMENTS, moments, strict=True)}
         return {"done": torch.tensor(self._done), **kept}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on with the attacker of an equal run."""
-        self._done, self._adam = int(state["done"]), self._optimizer()
-        names = self._moved.items() if len(state) > 1 else ()
-        self._delta = {name: state[f"{name}/delta"] for name, _ in names}
-        for name, p in names:
-            moments = {key: state[f"{name}/{key}"] for key in _MOMENTS}
-            self._adam.state[p] = {"step": torch.tensor(float(self._done), device=p.device), **moments}
-
-    def _optimizer(self) -> torch.optim.Adam:
-        """Of a new attacker; it moves the model's parameters while they hold the attacked weights."""
-        parameters = list(self._moved.values())
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-        return torch.optim.Adam(parameters, lr=self._config.learning_rate, fused=fused)
+        self._done = int(state["done"])
+        names = self._moved if len(state) > 1 else ()
+        self._delta = {name: state[f"{name}/delta"] for name in names}
+        self._moments = {name: [state[f"{name}/{key}"] for key in _MOMENTS] for name in names}
 
     def _stand(self, place: Mapping[str, Tensor]) -> None:
         """Have the model stand at these weights."""
@@ -158,8 +157,11 @@ class BoundSimulatedRelearning(BoundTransform):
         """A new attacker at the present weights, in the memory of the one before it."""
         self._done = 0
         if not self._delta:
-            self._delta = {name: torch.zeros_like(p.data) for name, p in self._moved.items()}
-        for kept in (*self._delta.values(), *(value for own in self._adam.state.values() for value in own.values())):
+            for name, p in self._moved.items():
+                kept_in = _KEPT_IN.get(p.dtype, p.dtype)
+                self._delta[name] = torch.zeros_like(p.data)
+                self._moments[name] = [torch.zeros_like(p.data, dtype=kept_in) for _ in _MOMENTS]
+        for kept in (*self._delta.values(), *(moment for own in self._moments.values() for moment in own)):
             kept.zero_()
 
     def _attack(self, step: Step) -> float:
@@ -170,12 +172,34 @@ class BoundSimulatedRelearning(BoundTransform):
             share = cross_entropy(step.answers(rows).sequence, step.tokens(side, ahead, among))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach().double().cpu()
-        for p in self._moved.values():
-            p.grad = self._site.reduce(torch.zeros_like(p) if p.grad is None else p.grad)
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        for name, p in self._moved.items():
+            self._adam(p, self._site.reduce(torch.zeros_like(p) if p.grad is None else p.grad), self._moments[name])
+            p.grad = None
         self._done += 1
         return float(self._site.reduce(loss.to(next(iter(self._site.parameters.values())).device)))
+
+    @torch.no_grad()
+    def _adam(self, p: Tensor, gradient: Tensor, moments: list[Tensor]) -> None:
+        """Move one tensor, which holds the attacked weights, and its moments."""
+        first, second = (moment.to(p.dtype) for moment in moments)
+        adam(
+            [p],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [torch.tensor(float(self._done), device=p.device)],
+            fused=p.device.type in ("cpu", "cuda"),
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._config.learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+        for kept, moved in zip(moments, (first, second), strict=True):
+            kept.copy_(moved)
 
     def _material(self, step: Step) -> tuple[Side, int, Among | None]:
         """Which side of which step is relearnt, and which of its items; retain rows where there are no others."""
