@@ -229,15 +229,15 @@ def audit(
     subject = folder.load_subject()
     start = time.perf_counter()
     plan, training = subject.plan, subject.training
-    with folder.working(), matmul_precision(plan.matmul_precision, plan.device):
-        asked = ask_lm_eval(subject.model, plan, lm_eval, folder.path)
-        basis, after = _measured(subject, progress, baselines if baselines is not None else {})
-        control = measure_control(subject.control, plan, subject.request) if subject.control else None
     attacks = [
         (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
         for file in sorted(folder.attacks.glob("*.json"))
     ]
     worn = {file.stem: stored_attack(file) for file in sorted(folder.original_attacks.glob("*.json"))}
+    with folder.working(), matmul_precision(plan.matmul_precision, plan.device):
+        asked = ask_lm_eval(subject.model, plan, lm_eval, folder.path)
+        basis, after = _measured(subject, progress, baselines if baselines is not None else {})
+        control = measure_control(subject.control, plan, subject.request) if subject.control else None
     stages = {
         **({"unlearning": training["stage_seconds"]} if training["stage_seconds"] else {}),
         "attacks": sum(result.seconds for result, _ in attacks),

@@ -76,6 +76,20 @@ def test_answers_of_lm_eval_are_verified(
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_a_damaged_attack_is_told_before_anything_is_measured(
+    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SUITES, "standard", {"quantise": {"bits": [8], "groups": [32]}})
+    assert audit(expunge, "fresh", "--base", "taught", "-o", "run") == 0
+    (at / "run" / "attacks" / "quantise.json").write_text("{}", encoding="utf-8")
+    measured: list[object] = []
+    monkeypatch.setattr(pipeline, "measure", lambda *given, **more: measured.append(given))
+    assert expunge("audit", "run") == 1
+    assert "A stored attack is damaged." in capsys.readouterr().err
+    assert not measured
+
+
+@pytest.mark.usefixtures("unrendered")
 def test_two_audits_of_one_seed_give_the_same_record_but_for_times(expunge: Expunge, at: Path) -> None:
     """Every attack of the longest suite that needs nothing beside the files."""
     short = ["--set", "learning_rates=[1e-3]", "--set", "max_steps=2", "--set", "seeds=[0, 1]", "--set", "samples=2"]

@@ -237,6 +237,17 @@ def test_a_projection_is_trained_against_an_attacker_of_the_weights_it_stands_in
     assert largest_difference(after, weights(plain)) > 1e-6
 
 
+def test_weights_that_swallow_the_steps_of_an_attacker_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A projection is trained in float32; the bfloat16 weights around it are moved by its attacker only."""
+    transform = SimulatedRelearning(learning_rate=RATE, moves="all")
+    method = Method(GradDiff(), (transform,), Projection(layers=(1,), rank=2, energy=0.5))
+    arguments = UnlearnArguments(**{**SMOOTH, "max_steps": 1, **TWO})
+    for attacked in (method, replace(method, transforms=())):
+        caplog.clear()
+        unlearn(make_tiny_model().bfloat16(), make_encoder(), make_request(6), attacked, arguments)
+        assert ("simulated attacker moves are bfloat16" in caplog.text) == bool(attacked.transforms)
+
+
 @pytest.mark.parametrize("turn", [0, 1])
 def test_what_an_attacker_was_shown_is_not_what_is_defended(turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Facts 0, 2, 4 are the first attacker's, 1, 3, 5 the second's; grad L_f(phi) is of the others in the step."""

@@ -5,11 +5,15 @@ highest: float32     high: TF32 or pairs of bfloat16     medium: bfloat16       
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -26,3 +30,15 @@ def matmul_precision(precision: str, device: str) -> Iterator[None]:
         if precision != "highest" and torch.device(device).type == "cpu":
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+def warn_of_rounding(what: str, weights: Iterable[Tensor]) -> None:
+    """Say so where weights that are to move have so few digits that they swallow small steps."""
+    for dtype in {each.dtype for each in weights if torch.finfo(each.dtype).bits < 32}:
+        _log.warning(
+            "%s are %s: a step below 1/%d of a weight is rounded away. "
+            "Take dtype float32, with matmul_precision medium for speed.",
+            what,
+            str(dtype).removeprefix("torch."),
+            round(2 / torch.finfo(dtype).eps),
+        )

@@ -26,6 +26,7 @@ from expunge.data.twins import held_twins
 from expunge.errors import NonFiniteLoss, NotANumber
 from expunge.models.architecture import describe, readout, width
 from expunge.models.memory import peak_bytes
+from expunge.models.precision import warn_of_rounding
 from expunge.models.scores import Scores, choices, numbers, score_items, summarise
 from expunge.progress import Progress, Silent
 from expunge.request import Request
@@ -140,7 +141,7 @@ def train(
     start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
     name = identity(method, arguments, batches, model) if output else {}
     trained = method.parametrization.bind(model, arguments.seed, _material(batches, encoder, len(forget)))
-    _warn_of_rounding(trained)
+    warn_of_rounding("The weights to train", trained.parameters.values())
     try:
         stepper = make_stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
@@ -329,18 +330,6 @@ def make_stepper(
         transforms = [transform.bind(site) for transform in method.transforms]
     optimizer = adamw(trained.parameters, arguments)
     return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
-
-
-def _warn_of_rounding(trained: Trained) -> None:
-    """Say so where the weights to train have so few digits that they swallow small steps."""
-    short = {p.dtype for p in trained.parameters.values() if torch.finfo(p.dtype).bits < 32}
-    for dtype in short:
-        _log.warning(
-            "The weights to train are %s: a step below 1/%d of a weight is rounded away. "
-            "Take dtype float32, with matmul_precision medium for speed.",
-            str(dtype).removeprefix("torch."),
-            round(2 / torch.finfo(dtype).eps),
-        )
 
 
 def _landing(

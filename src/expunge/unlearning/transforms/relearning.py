@@ -36,6 +36,7 @@ from torch.optim.adam import adam
 
 from expunge.errors import InputError
 from expunge.models.asking import asking
+from expunge.models.precision import warn_of_rounding
 from expunge.unlearning.objectives.base import Share, cross_entropy
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Side, Site
 
@@ -98,7 +99,10 @@ class BoundSimulatedRelearning(BoundTransform):
     def __init__(self, config: SimulatedRelearning, site: Site) -> None:
         self._config, self._site = config, site
         whole = {name: p for name, p in site.model.named_parameters() if p.is_floating_point()}
-        self._moved = whole if config.moves == "all" else site.parameters
+        self._moved = site.parameters
+        if config.moves == "all":
+            self._moved = whole
+            warn_of_rounding("The weights that the simulated attacker moves", whole.values())
         self._delta: dict[str, Tensor] = {}
         self._moments: dict[str, list[Tensor]] = {}
         self._done = 0
