@@ -185,6 +185,13 @@ def test_an_attacker_without_anything_to_relearn_is_refused() -> None:
     assert_same(before, weights(model))
 
 
+def test_an_attacker_without_retain_rows_relearns_forget_rows() -> None:
+    method = Method(GradientAscent(), (SimulatedRelearning(retain_share=1.0),))
+    arguments = UnlearnArguments(**{**SMOOTH, "max_steps": 1, **TWO})
+    done = unlearn(make_tiny_model(), make_encoder(), make_request(6), method, arguments)
+    assert done.history[1].transform["attacker_nll"] > 1.0
+
+
 def test_an_attacker_of_all_weights_is_met_by_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """One MLP map is trained; the attacker moves everything, and g of the map is taken there."""
     (forget, retain), _ = order()

@@ -148,7 +148,7 @@ class BoundSimulatedRelearning(BoundTransform):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on with the attacker of an equal run."""
         self._done = int(state["done"])
-        names = self._moved if len(state) > 1 else ()
+        names = [name for name in self._moved if f"{name}/delta" in state]
         self._delta = {name: state[f"{name}/delta"] for name in names}
         self._moments = {name: [state[f"{name}/{key}"] for key in _MOMENTS] for name in names}
 
