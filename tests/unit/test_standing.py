@@ -80,6 +80,17 @@ def test_the_attack_that_brought_back_most_is_told() -> None:
     assert (nothing.attack, nothing.recovery) == ("relearn-related", None)
 
 
+def test_a_share_is_told_before_one_that_cannot_be_known() -> None:
+    """Nothing was known of b, so an attack that is scored on it alone says nothing, however high it ends."""
+    half = known([item("a", 4.0), item("b", 0.0)], {})
+    below, on_b = result(((-1.0, -1.0), ())), result(((5.0, 5.0), ()), name="relearn-related")
+    on_b = replace(on_b, held_out_ids=("b",), curve=(replace(on_b.curve[0], item_log_odds=(5.0,)),))
+    found = standing(NOW, [on_b, below], half)
+    assert (found.attack, found.recovery) == ("relearn-harmful", pytest.approx(-0.5))
+    nothing, some = result(((0.0, 0.0), ())), result(((1.0, 1.0), ()), name="quantise")
+    assert standing(NOW, [nothing, some], half).attack == "quantise"
+
+
 def test_a_ledger_of_means_counts_every_question_as_the_mean() -> None:
     entry = Entry(kind="fulfilled", request="a", time="2026", previous="", before=5.0, lead=3.0)
     hidden = result(((0.0, 2.0), (-4.0, -1.0)))
