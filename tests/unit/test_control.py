@@ -82,6 +82,11 @@ def test_a_model_that_never_knew_recovers_nothing_and_one_that_only_hid_it_recov
     assert 0.9 < everything.low < everything.value < everything.high < 1.1
 
 
+def test_little_knowledge_is_knowledge() -> None:
+    found = recovery(result(point([0.0] * 4), point([0.1] * 4, 2)), items([0.2] * 4))
+    assert found.known and found.value == pytest.approx(1 / 2)
+
+
 def test_values_of_an_item_stay_together() -> None:
     """An attack that restores exactly half of every item has R = 1/2 without spread, however the items differ."""
     knew = np.linspace(1, 9, 20)
