@@ -44,8 +44,8 @@ def peak_of(settings: Settings, way: str) -> tuple[int, int, int]:
 def measure(settings: Settings, result: Result) -> None:
     """Bars: npo 1.05 times graddiff; ssiuu one copy of what is trained and its largest tensor more, durable three.
 
-    Three is a copy and its Adam state, of which the attacker takes two thirds. counterfactual is durable without it: from
-    graddiff to that it is the rows of made-up subjects.
+    Three is a copy and its Adam state, of which the attacker takes two thirds. counterfactual is durable without it:
+    from graddiff to that it is the rows of made-up subjects.
     """
     times = 1 if settings.quick else 3
     found = {

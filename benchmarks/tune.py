@@ -53,6 +53,18 @@ class Tuned:
         """Those that are tried, as short as they are written."""
         return [float(f"{factor * self.usual.get(method, self.rate):g}") for factor in self.factors]
 
+    def trials(self, names: Sequence[str] | None, output: Path) -> tuple[dict[str, tuple[str, float]], Grid]:
+        """Trial -> its method of the recipe and its rate; and the grid of them, with runs in `output`."""
+        tree = read_yaml(ROOT / "recipes" / self.recipe)
+        tried = {name: tree["methods"][name] for name in names or tree["methods"]}
+        rates = {f"{name}-{rate}": (name, rate) for name in tried for rate in self.rates(name)}
+        methods = {
+            trial: merge({"method": name, **(tried[name] or {})}, {"unlearn": {"learning_rate": rate}})
+            for trial, (name, rate) in rates.items()
+        }
+        shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": self.attacks, "output": str(output)}
+        return rates, Grid.of(shared, "tuning")
+
 
 _RELEARN = ("relearn-harmful", "relearn-related")
 
@@ -83,18 +95,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="where the runs and their records are kept")
     parser.add_argument("--methods", help="names of the recipe, with commas between; all where it is left out")
     options = parser.parse_args()
-    tuned = GRIDS[options.grid]
-    tree = read_yaml(ROOT / "recipes" / tuned.recipe)
-    tried = {name: tree["methods"][name] for name in named(options.methods) or tree["methods"]}
-    rates = {f"{name}-{rate}": (name, rate) for name in tried for rate in tuned.rates(name)}
-    methods = {
-        trial: merge({"method": name, **(tried[name] or {})}, {"unlearn": {"learning_rate": rate}})
-        for trial, (name, rate) in rates.items()
-    }
-    shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": tuned.attacks, "output": str(options.runs)}
+    rates, grid = GRIDS[options.grid].trials(named(options.methods), options.runs)
     with Bars().shown() as progress:
-        records = run_grid(Grid.of(shared, "tuning"), options.runs / "records", progress)
+        records = run_grid(grid, options.runs / "records", progress)
     trials = [_trial(*rates[trial], own[0]) for trial, own in records.items()]
+    tried = dict.fromkeys(name for name, _ in rates.values())
     won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tried}
     for trial in trials:
         trial["chosen"] = trial["learning_rate"] == won[trial["method"]]

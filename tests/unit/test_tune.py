@@ -1,0 +1,41 @@
+"""Tuning: every trial is a run that can be made, and the rule picks whom it says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from tune import GRIDS, SEED, Trial, best  # noqa: E402
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_each_rate_of_each_method_is_a_run(name: str, tmp_path: Path) -> None:
+    tuned = GRIDS[name]
+    rates, grid = tuned.trials(None, tmp_path)
+    cells = list(grid.cells())
+    assert len(cells) == len(rates) == len(tuned.factors) * len({method for method, _ in rates.values()})
+    for cell, (_, rate) in zip(cells, rates.values(), strict=True):
+        assert (cell.recipe.seed, cell.recipe.unlearn["learning_rate"]) == (SEED, rate)
+    assert not any(tmp_path.iterdir())
+
+
+def trial(rate: float, log_odds: float, retain: float = 1.0, held_out: float = 1.0, recovery: float = 0.0) -> Trial:
+    return {
+        "learning_rate": rate,
+        "log_odds": log_odds,
+        "retain": retain,
+        "held_out": held_out,
+        "recovery": recovery,
+    }
+
+
+def test_the_best_trial_forgets_first_and_then_keeps_and_holds() -> None:
+    known, hides, wears, good = trial(1, 4.0), trial(2, 0.1, recovery=1.0), trial(3, -0.4, 0.5, 0.5), trial(4, 0.2, 0.9)
+    assert best([known, hides, wears, good])["learning_rate"] == 4
+    assert best([known, hides, wears])["learning_rate"] == 3
+    assert best([known, trial(5, -3.0)])["learning_rate"] == 5, "none at ignorance: the nearest"
