@@ -104,7 +104,8 @@ def test_differences_are_paired_by_seed() -> None:
     assert second.against_high < -0.07
     assert second.ci_low < 0 < second.ci_high - 0.8
     assert second.recovery_by_seed == [0.41, 0.1, 0.8]
-    assert "| npo |" in markdown([first, second])
+    told = [line.split(" | ")[8] for line in markdown([first, second]).splitlines()[-2:]]
+    assert told == ["", f"{second.against:+.2f} [{second.against_low:+.2f}, {second.against_high:+.2f}]"]
 
 
 def test_models_that_never_knew_have_a_spread_of_their_own() -> None:
@@ -139,6 +140,21 @@ def test_a_wide_table_has_a_line_a_method_and_a_column_an_attack() -> None:
     assert head == f"| method | seeds | after: log-odds | {' | '.join(names)} | retain | held-out | seconds |"
     assert first.split(" | ")[3:5] == ["0.20", "0.70"]
     assert second.split(" | ")[3:5] == ["0.41", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "called"),
+    [
+        ("relearn-harmful", {"fraction": 0.3}, "harmful_0.3"),
+        ("relearn-harmful", {"fraction": 0.1, "pool": "wrong"}, "harmful_0.1_wrong"),
+        ("relearn-benign@lora", {"lora_rank": 8}, "benign_lora8"),
+        ("relearn-benign", {"file": "data/alpaca.jsonl", "lora_rank": 0}, "benign_alpaca"),
+        ("quantise@4", {"file": None}, "quantise"),
+    ],
+)
+def test_attacks_are_called_by_what_sets_them_apart(name: str, settings: dict[str, object], called: str) -> None:
+    (attack,) = make_record("graddiff").attacks[:1]
+    assert attack_name(attack.model_copy(update={"name": name, "settings": settings})) == called
 
 
 def test_rows_come_back_from_their_json() -> None:
