@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -91,8 +92,13 @@ def test_intervals_are_student_s() -> None:
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))
     assert all(map(math.isnan, interval([1.0])))
     scipy = pytest.importorskip("scipy.stats")
-    for n, point in STUDENT.items():
-        assert point == pytest.approx(scipy.t.ppf(0.975, n - 1), abs=1e-3)
+    for n in range(2, 13):
+        values = [float(value) for value in range(n)]
+        low, high = scipy.t.interval(0.95, n - 1, fmean(values), scipy.sem(values))
+        known = n in STUDENT
+        assert known == (n <= 10)
+        assert interval(values) == pytest.approx((low, high), abs=0.002 if known else 0.1)
+        assert known or interval(values)[1] > high, "wider rather than narrower"
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -140,6 +146,16 @@ def test_a_wide_table_has_a_line_a_method_and_a_column_an_attack() -> None:
     assert head == f"| method | seeds | after: log-odds | {' | '.join(names)} | retain | held-out | seconds |"
     assert first.split(" | ")[3:5] == ["0.20", "0.70"]
     assert second.split(" | ")[3:5] == ["0.41", ""]
+
+
+def test_rho_is_that_of_the_records_that_have_one() -> None:
+    def seen(seed: int, rho: float | None) -> Record:
+        record = with_recovery("graddiff", seed, 0.2)
+        return record.model_copy(update={"attacks": (record.attacks[0].model_copy(update={"rho": rho}),)})
+
+    (row,) = rows({"graddiff": [seen(1, 0.2), seen(2, None), seen(3, 0.6)]})
+    assert row.rho == pytest.approx(0.4)
+    assert rows({"graddiff": [seen(1, None)]})[0].rho is None
 
 
 @pytest.mark.parametrize(
