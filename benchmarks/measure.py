@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
+from expunge.models.memory import keep_freed_memory
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -134,6 +136,7 @@ def main(
     parser.add_argument("extra", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     settings = Settings(options.quick, options.model, tuple(options.extra))
+    keep_freed_memory()  # as the command line does
     if child is not None and settings.extra:
         child(settings)
         return

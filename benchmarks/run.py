@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TWO = ("step_smollm2", "memory", "attribution", "projection", "ten_requests")
+TWO = ("step_smollm2", "memory", "freed_memory", "attribution", "projection", "ten_requests")
 THREADS = {**dict.fromkeys(TWO, 2), "step_peers": 1, "startup": 1}
 
 

@@ -20,6 +20,7 @@ from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
 from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option
 from expunge.errors import SETTINGS_PAGE, InputError
+from expunge.models.memory import keep_freed_memory
 
 app = typer.Typer(
     name="expunge",
@@ -366,6 +367,7 @@ def main() -> None:
     """Entry point: usage errors leave with 1, ours with their own code."""
     commands = typer.main.get_command(app)
     bare_flags(commands, typer.Context(commands))
+    keep_freed_memory()
     try:
         commands()
     except Finished:
