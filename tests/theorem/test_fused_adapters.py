@@ -36,8 +36,9 @@ from unlearning_runs import (
 
 def run(model: Any, output: Path | None = None, progress: Progress | None = None, **changes: Any) -> UnlearnResult:
     settings = {"parametrization": "fused", **changes.pop("settings", {})}
+    name = changes.pop("method", "graddiff")
     arguments = UnlearnArguments(**{**SMOOTH, "learning_rate": 1e-2, "stop_log_odds": None, "max_steps": 3, **changes})
-    method = build_method("graddiff", None, settings)
+    method = build_method(name, None, settings)
     return unlearn(model, make_encoder(), make_request(), method, arguments, output=output, progress=progress)
 
 
@@ -96,6 +97,15 @@ def test_the_second_request_starts_where_the_first_one_did(tmp_path: Path) -> No
     assert torch.linalg.eigvalsh(more).min() > -1e-6 * more.diagonal().max()
     assert more.norm() > 0
     assert torch.equal(second.carried[name.replace("gram", "start")], stored[name.replace("gram", "start")])
+
+
+def test_the_second_request_is_held_where_it_starts(tmp_path: Path) -> None:
+    """KL(start || model) of the retain side is 0 in the first step: training begins there, not at the fused model."""
+    path, model = tmp_path / "first.safetensors", make_tiny_model()
+    save_tensors(path, run(model, method="kl").carried)
+    assert largest_difference(weights(model), weights(make_tiny_model())) > 1e-3
+    _, first, *_ = run(model, method="kl", settings={"earlier": str(path)}).history
+    assert first.retain is not None and abs(first.retain) < 1e-6
 
 
 def test_padding_has_no_part_in_what_a_map_saw() -> None:

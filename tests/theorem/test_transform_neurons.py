@@ -179,6 +179,8 @@ def test_the_cut_of_a_step_changes_nothing() -> None:
 def test_what_has_no_neurons_is_refused() -> None:
     with pytest.raises(InputError, match="adapters"):
         transformed(KnowledgeNeuronMask(), parametrization=LoRA(rank=2), double=False)
+    with pytest.raises(InputError, match="adapters"):  # B begins at 0: nothing of it could move
+        transformed(SparsityMask(), parametrization=LoRA(rank=2), double=False)
     with pytest.raises(InputError, match="wanted gate, up, down"):
         transformed(KnowledgeNeuronMask(), parametrization=Layers(("q", "k")))
     for settings in ({"share": 0.0}, {"alpha": -1.0}, {"mismatches": 0}):

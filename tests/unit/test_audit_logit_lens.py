@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from expunge.audit.logit_lens import logit_lens
+from expunge.audit.logit_lens import _contrast, logit_lens
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from tiny import make_tiny_model
@@ -50,6 +53,18 @@ def test_answers_that_begin_alike_are_compared_where_they_part(tiny_model: Llama
     shared, plain = Example("where", "w1 w2 oslo", options=("w1 w2 rome",)), Example("where w1 w2", "oslo", ("rome",))
     assert logit_lens(tiny_model, encoder, [shared]) == logit_lens(tiny_model, encoder, [plain])
     assert logit_lens(tiny_model, encoder, [Example("where", "w1", options=("w1 w2",))]) == ()
+
+
+def test_prompts_that_are_cut_elsewhere_are_not_what_is_compared(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """A token in front, and answers of two lengths: two prompts cut to one length part right after that token."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    front = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    tokenizer.backend_tokenizer.post_processor = front
+    encoder = Encoder(tokenizer, max_length=16)
+    prompt = " ".join(f"w{i}" for i in range(40))
+    assert _contrast(encoder, Example(prompt, "oslo", ("lima in the town",)), (), 0) is None
+    found = _contrast(encoder, Example(prompt, "oslo", ("lima",)), (), 0)
+    assert found is not None and len(found.context) == 15
 
 
 def test_other_answers_serve_where_there_are_no_options(

@@ -106,6 +106,13 @@ def test_weights_of_few_digits_are_told_of(caplog: pytest.LogCaptureFixture) -> 
     assert "rounded away" not in caplog.text
 
 
+def test_float16_is_refused() -> None:
+    """The square of a gradient of 1e-4 is 0 there, and Adam divides by its root."""
+    assert torch.tensor(1e-4).half().square() == 0
+    with pytest.raises(InputError, match="float16"):
+        Run("ga", arguments={"max_steps": 1}).on(make_tiny_model().half())
+
+
 @pytest.mark.parametrize(
     ("restore", "margin", "back"),
     [

@@ -66,12 +66,13 @@ def _contrast(encoder: Encoder, example: Example, others: Sequence[Example], see
     """The first random wrong answer that parts from the right one, or None."""
     wrong = sorted(set(example.options or [other.answer for other in others]) - {example.answer})
     random.Random(f"{seed} {example.id}").shuffle(wrong)
-    gold = encoder.encode(example.prompt, example.answer).ids
+    gold = encoder.encode(example.prompt, example.answer)
     for answer in wrong:
-        ids = encoder.encode(example.prompt, answer).ids
-        parting = next((i for i, (a, b) in enumerate(zip(gold, ids, strict=False)) if a != b), None)
-        if parting:
-            return Contrast(gold[:parting], gold[parting], ids[parting])
+        other = encoder.encode(example.prompt, answer)
+        parting = next((i for i, (a, b) in enumerate(zip(gold.ids, other.ids, strict=False)) if a != b), None)
+        # Earlier than in the answers they part where a long prompt was cut, elsewhere for each of them.
+        if parting is not None and parting >= max(gold.answer_start, other.answer_start):
+            return Contrast(gold.ids[:parting], gold.ids[parting], other.ids[parting])
     return None
 
 

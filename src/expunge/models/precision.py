@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from expunge.errors import InputError
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,9 +34,19 @@ def matmul_precision(precision: str, device: str) -> Iterator[None]:
         yield
 
 
-def warn_of_rounding(what: str, weights: Iterable[Tensor]) -> None:
-    """Say so where weights that are to move have so few digits that they swallow small steps."""
+def require_digits(what: str, weights: Iterable[Tensor]) -> None:
+    """Say so where weights that are to move have so few digits that they swallow small steps.
+
+    Raises:
+        InputError: they are float16, in which Adam's second moment is 0 where gradients are small.
+    """
     for dtype in {each.dtype for each in weights if torch.finfo(each.dtype).bits < 32}:
+        if dtype == torch.float16:
+            raise InputError(
+                f"{what} are float16, in which the squares of small gradients are 0: Adam's steps would have no bound.",
+                "dtype",
+                "Take dtype float32, with matmul_precision medium for speed, or bfloat16.",
+            )
         _log.warning(
             "%s are %s: a step below 1/%d of a weight is rounded away. "
             "Take dtype float32, with matmul_precision medium for speed.",

@@ -23,10 +23,10 @@ from expunge.data.example import Example
 from expunge.data.order import PairedOrder
 from expunge.data.sources import instructions
 from expunge.data.twins import held_twins
-from expunge.errors import NonFiniteLoss, NotANumber
+from expunge.errors import InputError, NonFiniteLoss, NotANumber
 from expunge.models.architecture import describe, readout, width
 from expunge.models.memory import peak_bytes
-from expunge.models.precision import warn_of_rounding
+from expunge.models.precision import require_digits
 from expunge.models.scores import Scores, choices, numbers, score_items, summarise
 from expunge.progress import Progress, Silent
 from expunge.request import Request
@@ -137,12 +137,12 @@ def train(
         model.to(device)  # type: ignore[arg-type]
     model.train(False)
     batches = step_batches(model, encoder, forget, retain, method, arguments, processes, hold)
-    # Everything about the untouched model comes first: a checkpoint may be about to replace its weights.
-    start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
     name = identity(method, arguments, batches, model) if output else {}
     trained = method.parametrization.bind(model, arguments.seed, _material(batches, encoder, len(forget)))
-    warn_of_rounding("The weights to train", trained.parameters.values())
     try:
+        require_digits("The weights to train", trained.parameters.values())
+        # Where the run begins, which `fused` lays elsewhere; before a checkpoint replaces the weights.
+        start = cache_start(method.objective, model, readout(model), batches, arguments.max_steps)
         stepper = make_stepper(model, trained, method, batches, start, arguments)
         graded = tuple(example for example in forget if example.options)
         landing = _landing(trained, method.objective, arguments, graded) if graded else None
@@ -272,6 +272,12 @@ def step_batches(
     held = [example for example in hold if example.options] if method.objective.holds_earlier else ()
     per_forward = arguments.per_device_train_batch_size
     size = per_forward * arguments.gradient_accumulation_steps * processes.world
+    if held and size == 1:
+        raise InputError(
+            "A step of one item has no room for facts of earlier requests.",
+            "per_device_train_batch_size, gradient_accumulation_steps",
+            "Take two items a step or more, or leave those facts to themselves: objective.hold_earlier=false.",
+        )
     order = PairedOrder(len(forget), len(used), size, arguments.seed, len(held))
     forget = (*forget, *held)
     gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))

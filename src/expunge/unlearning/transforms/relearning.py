@@ -36,7 +36,7 @@ from torch.optim.adam import adam
 
 from expunge.errors import InputError
 from expunge.models.asking import asking
-from expunge.models.precision import warn_of_rounding
+from expunge.models.precision import require_digits
 from expunge.unlearning.objectives.base import Share, cross_entropy
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Side, Site
 
@@ -102,7 +102,7 @@ class BoundSimulatedRelearning(BoundTransform):
         self._moved = site.parameters
         if config.moves == "all":
             self._moved = whole
-            warn_of_rounding("The weights that the simulated attacker moves", whole.values())
+            require_digits("The weights that the simulated attacker moves", whole.values())
         self._delta: dict[str, Tensor] = {}
         self._moments: dict[str, list[Tensor]] = {}
         self._done = 0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from expunge.unlearning.transforms.base import GradientTransform, Site
+from expunge.unlearning.transforms.base_maps import base_maps
 from expunge.unlearning.transforms.masks import MaskingTransform
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SparsityMask(GradientTransform):
-    """The mask of SAU; under LoRA it would hold the adapters' own zeros, so train the weights themselves."""
+    """The mask of SAU; adapters, whose own zeros it would hold, are refused."""
 
     def bind(self, site: Site) -> BoundSparsityMask:
         """The mask at work on the trained parameters of `site`."""
+        base_maps(site)
         return BoundSparsityMask(site)
 
 
