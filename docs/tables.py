@@ -78,7 +78,7 @@ def choices() -> str:
 IN_REQUESTS = {
     "durable": "`durable`",
     "durable_mrp": "`durable_mrp`",
-    "durable_mrp_ten_blocks": "`durable_mrp`, `n_layers=10`, `keep_sinks=false`",
+    "durable_mrp_few_blocks": "`durable_mrp`, `n_layers=10`",
     "graddiff": "`graddiff`",
     "npo": "`npo`",
 }
