@@ -19,8 +19,10 @@ from expunge.models.architecture import describe
 from expunge.unlearning.objectives.ga import GradientAscent
 from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.transforms.adapters import Adapters
+from expunge.unlearning.transforms.l2 import L2Penalty
 from expunge.unlearning.transforms.maps import LinearMap
 from expunge.unlearning.transforms.repselect import RepSelect, collapse
+from expunge.unlearning.transforms.sparse import SparsityMask
 from families import family_model
 from tiny import make_tiny_model
 from transform_runs import assert_cut_changes_nothing, assert_resumed_is_straight, transformed
@@ -177,6 +179,9 @@ def test_the_cut_of_a_step_changes_nothing() -> None:
 def test_what_cannot_be_edited_is_refused() -> None:
     with pytest.raises(InputError, match="adapters"):
         transformed(RepSelect(), parametrization=LoRA(rank=2), double=False)
+    for both in ((RepSelect(), L2Penalty()), (SparsityMask(), RepSelect())):
+        with pytest.raises(InputError, match="itself"):
+            transformed(*both)
     with pytest.raises(InputError, match="retain"):
         transformed(RepSelect(max_kl=0.01), objective=GradientAscent())
     transformed(RepSelect(), objective=GradientAscent(), max_steps=1)

@@ -80,7 +80,13 @@ class RepSelect(GradientTransform):
                 raise InputError(f"{name} must be a finite number of at least 0.", f"{name}={value}")
 
     def bind(self, site: Site) -> BoundRepSelect:
-        """The edit at work; raises `InputError` where adapters are trained, or no feed-forward map."""
+        """The edit at work; raises `InputError` where adapters are trained, no feed-forward map, or beside others."""
+        if not site.alone:
+            raise InputError(
+                "RepSelect moves the weights itself: what other transforms do to the gradient would be lost.",
+                "transform",
+                "Take it alone, or leave it out.",
+            )
         return BoundRepSelect(self, site)
 
 
