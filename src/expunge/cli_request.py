@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,8 @@ def add(
         from expunge.source import read_request
 
         book = Ledger(ledger)
-        chosen = name or f"request-{len(book.received()) + 1}"
+        free = (f"request-{n}" for n in count(len(book.received()) + 1))
+        chosen = name or next(each for each in free if each not in book.received())
         request = read_request(forget, retain, attack=attack)
         for note in book.add(request, chosen, reason):
             out.print(f"Note: {note}", markup=False, soft_wrap=True)

@@ -11,9 +11,12 @@ import pytest
 
 from expunge.attacks.catalogue import make_attack
 from expunge.bench.grid import Grid
+from expunge.data.benchmarks import BENCHMARKS
+from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.sources import read_examples
 from expunge.recipe import Recipe
 from expunge.settings import read_yaml
+from expunge.source import chosen
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.methods import build_method
 from expunge.unlearning.parts import build
@@ -44,6 +47,8 @@ def test_recipes_are_valid_and_say_how_to_run_them(path: Path) -> None:
         build(UnlearnArguments, recipe.unlearn)
         for name, settings in recipe.attacks.items():
             make_attack(name, settings)
+        if recipe.data.benchmark:
+            chosen(recipe.data, {**BENCHMARKS, **STREAMS})
     assert f"expunge run recipes/{path.name}" in path.read_text().splitlines()[0]
 
 

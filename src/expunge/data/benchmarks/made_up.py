@@ -9,6 +9,7 @@ these answers is what guessing gives. The retain facts, those of the attack and 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 
 from expunge.data.benchmarks import world_facts
 from expunge.data.example import Example
@@ -17,6 +18,7 @@ from expunge.errors import InputError
 from expunge.request import Request
 
 
+@wraps(world_facts.build, assigned=())
 def build(known: world_facts.Known | None = None, *, seed: int = 0, **sizes: int) -> Request:
     """The capitals of countries that do not exist, among real ones; arguments as those of `world_facts.build`."""
     return made_up(world_facts.build(known, seed=seed, **sizes), seed)
