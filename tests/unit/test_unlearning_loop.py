@@ -106,6 +106,15 @@ def test_weights_of_few_digits_are_told_of(caplog: pytest.LogCaptureFixture) -> 
     assert "rounded away" not in caplog.text
 
 
+def test_a_step_of_one_item_has_no_room_for_earlier_requests() -> None:
+    """Half of the forget side of a step is theirs."""
+    request = Request(EXAMPLES[:2], EXAMPLES[5:], hold=EXAMPLES[2:4])
+    one = UnlearnArguments(**{**SMOOTH, "max_steps": 1, "per_device_train_batch_size": 1})
+    with pytest.raises(InputError, match="no room"):
+        unlearn(make_tiny_model(), make_encoder(), request, build_method("bounded"), one)
+    unlearn(make_tiny_model(), make_encoder(), request, build_method("graddiff"), one)  # it holds none
+
+
 def test_float16_is_refused() -> None:
     """The square of a gradient of 1e-4 is 0 there, and Adam divides by its root."""
     assert torch.tensor(1e-4).half().square() == 0
