@@ -5,16 +5,12 @@ Each way has processes of its own, in turn; the demo's shapes, two steps of grad
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from functools import partial
 from statistics import median
 from typing import Any
 
 from expunge.models.memory import peak_bytes
-from measure import Claim, Result, Settings, Times, main, side_by_side
+from measure import Claim, Result, Settings, Times, in_fresh_process, main, side_by_side, tell
 from ours import OurStep
 from shapes import demo_facts, smollm2
 
@@ -29,16 +25,7 @@ def child(settings: Settings) -> None:
     model, encoder = smollm2(settings)
     step = OurStep(model, encoder, settings.extra[0], demo_facts(), BATCH, PAIR.stop)
     times = side_by_side({"": partial(step.walk, PAIR)}, settings.repetitions(12))[""]
-    print("FOUND", json.dumps({"wall": times.wall, "cpu": times.cpu, "peak": peak_bytes()}))
-
-
-def found(settings: Settings, method: str, way: str) -> dict[str, Any]:
-    """What `child` prints in a fresh process."""
-    passed = [*(["--quick"] if settings.quick else []), *(["--model", str(settings.model)] if settings.model else [])]
-    command = [sys.executable, __file__, *passed, method]
-    done = subprocess.run(command, env={**os.environ, **WAYS[way]}, stdout=subprocess.PIPE, text=True, check=True)
-    content: dict[str, Any] = json.loads(done.stdout.split("FOUND")[1])
-    return content
+    tell(wall=times.wall, cpu=times.cpu, peak=peak_bytes())
 
 
 def measure(settings: Settings, result: Result) -> None:
@@ -47,8 +34,8 @@ def measure(settings: Settings, result: Result) -> None:
     for method, bar in zip(METHODS, (1.0, 1.1), strict=True):
         told: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for _ in range(runs):
-            for way in WAYS:
-                told[way].append(found(settings, method, way))
+            for way, environment in WAYS.items():
+                told[way].append(in_fresh_process(settings, method, environment=environment))
         times = {
             way: Times(*(tuple(value for run in own for value in run[kind]) for kind in ("wall", "cpu")))
             for way, own in told.items()

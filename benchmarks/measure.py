@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +16,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from expunge.models.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
+_FOUND = "FOUND"
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,23 @@ def side_by_side(ways: Mapping[str, Callable[[], object]], repetitions: int, war
     finally:
         gc.enable()
     return {name: Times(tuple(wall[name]), tuple(cpu[name])) for name in names}
+
+
+def tell(**found: Any) -> None:
+    """Print what a `child` found, for `in_fresh_process`."""
+    print(_FOUND, json.dumps(found))
+
+
+def in_fresh_process(settings: Settings, *words: str, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the `child` of this benchmark tells of `words`, in a process of its own."""
+    quick = ["--quick"] if settings.quick else []
+    model = ["--model", str(settings.model)] if settings.model else []
+    command = [sys.executable, sys.argv[0], *quick, *model, *words]
+    done = subprocess.run(
+        command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, Any] = json.loads(done.stdout.split(_FOUND)[1])
+    return found
 
 
 def main(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from statistics import median
 
 from expunge.models.memory import peak_bytes
-from measure import Claim, Result, Settings, main
+from measure import Claim, Result, Settings, in_fresh_process, main, tell
 from ours import OurStep
 from plain import PlainStep, graddiff, npo_with_second_model
 from shapes import demo_facts, smollm2
@@ -29,16 +27,7 @@ def child(settings: Settings) -> None:
         for _ in range(STEPS):
             step()
     sizes = [p.numel() * p.element_size() for p in model.parameters()]
-    print("PEAK", peak_bytes(), sum(sizes), max(sizes))
-
-
-def peak_of(settings: Settings, way: str) -> tuple[int, int, int]:
-    """What `child` prints in a fresh process."""
-    model = ["--model", str(settings.model)] if settings.model else []
-    command = [sys.executable, __file__, *model, *way.split()]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    peak, trained, largest = map(int, done.stdout.split("PEAK")[1].split()[:3])
-    return peak, trained, largest
+    tell(peak=peak_bytes(), trained=sum(sizes), largest=max(sizes))
 
 
 def measure(settings: Settings, result: Result) -> None:
@@ -48,13 +37,12 @@ def measure(settings: Settings, result: Result) -> None:
     from graddiff to that it is the rows of made-up subjects.
     """
     times = 1 if settings.quick else 3
-    found = {
-        way: [peak_of(settings, way) for _ in range(times)] for way in (WAYS[: len(OURS)] if settings.quick else WAYS)
-    }
-    peak = {way: median(peaks for peaks, _, _ in runs) for way, runs in found.items()}
-    _, trained, largest = found[WAYS[0]][0]
+    ways = WAYS[: len(OURS)] if settings.quick else WAYS
+    found = {way: [in_fresh_process(settings, *way.split()) for _ in range(times)] for way in ways}
+    peak = {way: median(run["peak"] for run in runs) for way, runs in found.items()}
+    trained, largest = (found[WAYS[0]][0][what] for what in ("trained", "largest"))
     for way, runs in found.items():
-        peaks = [round(run[0] / 1e6) for run in runs]
+        peaks = [round(run["peak"] / 1e6) for run in runs]
         result.rows[way] = {"median_MB": round(peak[way] / 1e6), "min_MB": min(peaks), "max_MB": max(peaks)}
     result.rows["trained parameters"] = {"MB": round(trained / 1e6)}
     result.rows["largest tensor"] = {"MB": round(largest / 1e6)}

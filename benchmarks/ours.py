@@ -34,8 +34,8 @@ class OurStep:
         arguments = UnlearnArguments(learning_rate=1e-12, per_device_train_batch_size=batch_size, max_steps=steps)
         parts = METHODS[method]
         self.batches = step_batches(model, encoder, *facts, parts, arguments, Processes())
-        start = cache_start(parts.objective, model, readout(model), self.batches, arguments.max_steps)
         trained = parts.parametrization.bind(model, arguments.seed)
+        start = cache_start(parts.objective, model, readout(model), self.batches, arguments.max_steps)
         self.stepper = make_stepper(model, trained, parts, self.batches, start, arguments)
 
     def __call__(self) -> None:

@@ -42,8 +42,9 @@ def add(
         from expunge.source import read_request
 
         book = Ledger(ledger)
-        free = (f"request-{n}" for n in count(len(book.received()) + 1))
-        chosen = name or next(each for each in free if each not in book.received())
+        taken = book.received()
+        numbered = (f"request-{n}" for n in count(len(taken) + 1))
+        chosen = name or next(each for each in numbered if each not in taken)
         request = read_request(forget, retain, attack=attack)
         for note in book.add(request, chosen, reason):
             out.print(f"Note: {note}", markup=False, soft_wrap=True)

@@ -69,9 +69,9 @@ def _contrast(encoder: Encoder, example: Example, others: Sequence[Example], see
     gold = encoder.encode(example.prompt, example.answer)
     for answer in wrong:
         other = encoder.encode(example.prompt, answer)
-        parting = next((i for i, (a, b) in enumerate(zip(gold.ids, other.ids, strict=False)) if a != b), None)
+        parting = next((i for i, (a, b) in enumerate(zip(gold.ids, other.ids, strict=False)) if a != b), 0)
         # Earlier than in the answers they part where a long prompt was cut, elsewhere for each of them.
-        if parting is not None and parting >= max(gold.answer_start, other.answer_start):
+        if parting >= max(gold.answer_start, other.answer_start):
             return Contrast(gold.ids[:parting], gold.ids[parting], other.ids[parting])
     return None
 

@@ -27,7 +27,7 @@ class SparsityMask(GradientTransform):
 
     def bind(self, site: Site) -> BoundSparsityMask:
         """The mask at work on the trained parameters of `site`."""
-        base_maps(site)
+        base_maps(site)  # refuses adapters
         return BoundSparsityMask(site)
 
 
