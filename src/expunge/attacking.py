@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from expunge.attacks.base import Attack, AttackResult
@@ -22,7 +22,7 @@ from expunge.audit.influence import rho
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError, nearest
-from expunge.folder import read_json, write_json
+from expunge.folder import read_json, require_unchanged, write_json
 from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import folder_hashes
@@ -64,6 +64,25 @@ def choose(
     return chosen
 
 
+def beside(chosen: Mapping[str, Chosen], folder: Path) -> dict[str, Chosen]:
+    """`chosen`, with those told apart by a number (NAME@2, NAME@3, ...) under whose name `folder` holds a result of
+    other settings: what was found once is not lost to a weaker try."""
+
+    def stands_for(name: str, wanted: Mapping[str, Any]) -> bool:
+        file = folder / f"{name}.json"
+        try:
+            return not file.is_file() or stored_attack(file).settings == wanted
+        except InputError:
+            return True  # a damaged one is made again
+
+    found = {}
+    for name, each in chosen.items():
+        wanted = make_attack(name, each.settings).settings()
+        numbered = (f"{name}{'-' if '@' in name else '@'}{number}" for number in count(2))
+        found[next(free for free in chain([name], numbered) if stands_for(free, wanted))] = each
+    return found
+
+
 @dataclass(frozen=True)
 class Original:
     """The model before unlearning, for attacks that need it.
@@ -77,8 +96,12 @@ class Original:
     hashes: Mapping[str, str]
 
     @classmethod
-    def find(cls, model: str | None, revision: str | None) -> Original | None:
-        """That of a folder or Hub id; None, with a warning, where it is no longer there: what needs it refuses then."""
+    def find(cls, model: str | None, revision: str | None, known: Mapping[str, str]) -> Original | None:
+        """That of a folder or Hub id; None, with a warning, where it is no longer there: what needs it refuses then.
+
+        Raises:
+            InputError: its files are not those of the hashes that are `known`.
+        """
         if model is None:
             return None
         try:
@@ -86,7 +109,9 @@ class Original:
         except InputError as error:
             log.warning("The model before unlearning is not at hand: %s", error)
             return None
-        return cls(str(folder), folder_hashes(folder))
+        found = folder_hashes(folder)
+        require_unchanged(model, found, known)
+        return cls(str(folder), found)
 
 
 def attack_model(
@@ -101,14 +126,16 @@ def attack_model(
     like: Mapping[str, AttackResult] | None = None,
     probed: bool = False,
     twins: Mapping[str, Example] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, AttackResult]:
     """Each attack on the model at `model`, its result stored in `folder`; `like` holds those on the unlearned model,
     which was made from `original`, asked for by attacks that need it; `twins` are scored beside the items.
 
     With `probed` the results say what an attack changed inside (rho). An optional attack that refuses the request or
-    the model is left out with a warning, unless all do.
+    the model is left out with a warning, unless all do. Files of other hashes than are `known` are an InputError.
     """
     loaded = load_model(model, dtype=plan.dtype, device=plan.device)
+    require_unchanged(model, loaded.hashes, known or {})
     encoder = encoder_of(loaded, plan)
     asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
     on = [dict(loaded.hashes), encoder.describe(), asked, probed]
@@ -178,7 +205,7 @@ class Finished:
     def key(self, attack: Attack, like: AttackResult | None, original: Original | None) -> str:
         """The name of what `attack` gives."""
         split = None if like is None else [like.trained_ids, like.held_out_ids]
-        settings = TypeAdapter(type(attack)).dump_python(attack, mode="json")
+        settings = attack.settings()
         named = [Path(value) for value in settings.values() if isinstance(value, str)]
         files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in named if path.is_file()]
         before = dict(original.hashes) if original else None

@@ -23,6 +23,10 @@ MADE: Final = frozenset({"hashes", "history", "peak_bytes", "stage_seconds", "st
 """What source.json and training.json hold, whoever wrote them."""
 
 
+CARD: Final = "README.md"
+"""The model card, which may change as the model does not."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths inside one run's folder.
@@ -129,6 +133,16 @@ class RunFolder:
         if made != parts or not self._of(recipe):
             raise self.refusal("only the same recipe, of a method that has not changed since, goes on")
 
+    def require_same_data(self, request: Request) -> None:
+        """InputError unless the run is of `request`."""
+        stored, asked = self.load_request().hashes(), request.hashes()
+        if changed := sorted(part for part in stored | asked if stored.get(part) != asked.get(part)):
+            raise InputError(
+                f"The run in this folder was made with other data: {', '.join(changed)} changed since.",
+                str(self.path),
+                "Restore the data, or name another folder with --output.",
+            )
+
     def _of(self, recipe: Recipe) -> bool:
         """Whether the run is that of `recipe`."""
         return self.recipe.is_file() and self.load_recipe() == recipe
@@ -196,6 +210,17 @@ class Subject:
     hashes: dict[str, str]
     control: str | None
     training: dict[str, Any]
+
+
+def require_unchanged(place: str, found: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """InputError where a file of the model at `place` has another sha256 than is `known` from when the run was made."""
+    changed = sorted(name for name, digest in known.items() if found.get(name) != digest and name != CARD)
+    if changed:
+        raise InputError(
+            f"The model is not the one of this run: {changed[0]} has changed since.",
+            place,
+            "Restore it, or make the run again in another folder.",
+        )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

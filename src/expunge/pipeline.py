@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.assemble import Parts, assemble
-from expunge.attacking import Original, attack_model, choose, stored_attack
+from expunge.attacking import Original, attack_model, beside, choose, stored_attack
 from expunge.attacks.base import AttackResult
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.trials import Wear
@@ -26,7 +26,7 @@ from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, NonFiniteLoss, VerdictBelow
-from expunge.folder import RunFolder, Subject, write_json
+from expunge.folder import CARD, RunFolder, Subject, read_json, require_unchanged, write_json
 from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
@@ -40,7 +40,7 @@ from expunge.recipe import TOP_LEVEL, Comparison, Plan, Recipe, called
 from expunge.report.parts import RecipePart
 from expunge.report.record import Record
 from expunge.request import Request
-from expunge.source import Source, prepare
+from expunge.source import Source, from_files, prepare
 from expunge.unlearning.arguments import UnlearnArguments
 from expunge.unlearning.loop import UnlearnResult
 from expunge.unlearning.loop import unlearn as unlearn_model
@@ -106,10 +106,13 @@ def run_all(
 
 
 def require_same(recipe: Recipe) -> None:
-    """InputError where the recipe's folder holds the finished run of another recipe or of a method that has changed."""
+    """InputError where the folder holds the finished run of another recipe, of a method that has changed, or of data
+    files that have."""
     folder = RunFolder(Path(recipe.output))
     if folder.training.is_file():
         folder.require_same(recipe, _method(recipe).parts)
+        if recipe.data.benchmark is None:
+            folder.require_same_data(from_files(recipe.data, recipe.template))
 
 
 def unlearn(recipe: Recipe, progress: Progress | None = None) -> UnlearnResult:
@@ -177,7 +180,7 @@ def attack(
     progress: Progress | None = None,
 ) -> list[AttackResult]:
     """Run attacks on a finished run, on its control and, where they take knowledge from every model, on the original;
-    finished ones with the same settings are kept.
+    finished ones are kept, and those of other settings stand beside them under a name of their own.
 
     Args:
         names: of attacks and of suites; the recipe's where None.
@@ -186,11 +189,13 @@ def attack(
     folder = RunFolder(path)
     subject = folder.load_subject()
     plan, request = subject.plan, subject.request
-    original, chosen = cache(partial(Original.find, subject.original, plan.revision)), choose(plan, names, settings)
+    original = cache(partial(Original.find, subject.original, plan.revision, subject.hashes))
+    chosen = beside(choose(plan, names, settings), folder.attacks)
     work = partial(attack_model, plan=plan, request=request, chosen=chosen, original=original)
     twins = None if subject.control else scored_twins(request)
     with folder.working(), matmul_precision(plan.matmul_precision, plan.device):
-        results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins)
+        known = subject.training["hashes"]
+        results = work(subject.model, folder=folder.attacks, progress=progress, probed=True, twins=twins, known=known)
         if subject.control:
             told = Named(progress or Silent(), "control")
             work(subject.control, folder=folder.control_attacks, like=results, progress=told)
@@ -266,21 +271,27 @@ def audit(
     atomic_write_text(folder.record, record.dumps())
     atomic_write_text(folder.report, render([record]))
     if folder.model.is_dir():
-        atomic_write_text(folder.model / "README.md", render_card(record))
+        atomic_write_text(folder.model / CARD, render_card(record))
     return record
 
 
 def _measured(subject: Subject, progress: Progress | None, baselines: dict[str, Measured]) -> tuple[Basis, Measured]:
     """What the model is compared with, and the model, measured one after the other."""
-    plan, request = subject.plan, subject.request
+    plan, request, known = subject.plan, subject.request, subject.training["hashes"]
     if subject.original is None:
-        after = measure(subject.model, plan, request, progress=progress)
+        after = _same(measure(subject.model, plan, request, progress=progress), subject.model, known)
         return Basis.assumed(after), after
     key = json.dumps([subject.original, subject.hashes, request.hashes(), plan.template, plan.numbers], sort_keys=True)
     if key not in baselines:
         baselines[key] = measure(subject.original, plan, request, progress=progress)
-    before = baselines[key]
-    return Basis(before), measure(subject.model, plan, request, before, progress)
+    before = _same(baselines[key], subject.original, subject.hashes)
+    return Basis(before), _same(measure(subject.model, plan, request, before, progress), subject.model, known)
+
+
+def _same(measured: Measured, place: str, known: Mapping[str, str]) -> Measured:
+    """`measured`; InputError where it is not the model that is `known`."""
+    require_unchanged(place, measured.hashes, known)
+    return measured
 
 
 def report(runs: Sequence[Path], output: Path | None = None) -> Path:
@@ -316,9 +327,7 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     if record.hashes.data != request.hashes():
         raise InputError("The stored request is not the record's.", str(folder.request), "Audit the run again.")
     stored, found = subject.training["hashes"], folder_hashes(place)
-    for name, digest in stored.items():
-        if name != "README.md" and found.get(name) != digest:
-            raise InputError("A file of the model has changed.", str(place / name), "Make the run again.")
+    require_unchanged(str(place), found, stored)
     if weights_hash(found) != record.hashes.weights_after:
         raise InputError("The record is of other weights.", str(folder.record), "Audit the run again.")
     lines = ["request: hashes as in the record", f"model: {len(stored)} files as saved"]
@@ -354,6 +363,9 @@ def gate(record: Record, level: str | None) -> None:
 def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, str]) -> None:
     """Make the folder, with what the later stages need to know."""
     folder.create(recipe)
+    if any((folder.path / CHECKPOINTS).glob("*")):
+        folder.require_same_data(source.request)
+        require_unchanged(source.model, hashes, read_json(folder.source)["hashes"])
     atomic_write_text(folder.recipe, recipe.to_yaml())
     source.request.save(folder.request)
     write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})

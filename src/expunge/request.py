@@ -102,7 +102,7 @@ class Request:
         """Write the request as JSON lines under `folder` and return it; `Request.load` gives an equal one."""
         folder = Path(folder)
         for part, examples in self._sets().items():
-            _write_lines(folder / f"{part}.jsonl", [e.to_json() for e in examples])
+            _write_lines(folder / f"{part}.jsonl", [e.to_row() for e in examples])
         _write_lines(folder / "text.jsonl", [{"text": t} for t in self.text])
         _write_lines(folder / "request.json", [{"name": self.name, "reason": self.reason}])
         return folder
@@ -205,6 +205,8 @@ def _read_examples(path: Path) -> tuple[Example, ...]:
 
 
 def _example(row: Mapping[str, Any], where: str) -> Example:
+    if "text" in row and "prompt" not in row:
+        row = {"answer": row["text"], **{k: v for k, v in row.items() if k != "text"}}
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {"prompt": "", **row}.items()}
     wrong = [k for k, v in values.items() if k not in _FIELDS or not isinstance(v, _FIELDS[k])]
     if wrong or "answer" not in values:

@@ -221,6 +221,11 @@ class Attack(ABC):
         before = original if self.uses_original else None
         return self.launch(Target(model, encoder, request, told, probe, open_cells(cells), like, before, twins or {}))
 
+    def settings(self) -> dict[str, Any]:
+        """The attack's own, as plain JSON values."""
+        plain: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return plain
+
     @abstractmethod
     def launch(self, target: Target[T]) -> Attacked[T]:
         """Make the attack; the arguments and errors are those of `run`."""

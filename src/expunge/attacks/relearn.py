@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import ClassVar, Literal
 
-from pydantic import TypeAdapter
-
 from expunge.attacks.base import Attack, Attacked, AttackResult, T, Target
 from expunge.attacks.budget import Budget
 from expunge.attacks.material import Material, same_split, split
@@ -115,7 +113,7 @@ class Relearn(Attack, ABC):
         )
         return AttackResult(
             name=self.name,
-            settings=TypeAdapter(type(self)).dump_python(self, mode="json"),
+            settings=self.settings(),
             curve=curve,
             start=summarise(sweep.start),
             best=best.best,

@@ -154,7 +154,7 @@ class Sampling(Attack):
         ids = [example.id for example in scored]
         return AttackResult(
             name=self.name,
-            settings=TypeAdapter(type(self)).dump_python(self, mode="json"),
+            settings=self.settings(),
             curve=curve,
             start=summarise(steps[0]),
             best=best,

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from pydantic import TypeAdapter
-
 from expunge.attacks.base import Attack, Attacked, AttackResult, CurvePoint, T, Target
 from expunge.attacks.budget import Budget
 from expunge.attacks.material import Material
@@ -111,7 +109,7 @@ class Trials(Attack, ABC):
         ids = tuple(example.id for example in scored)
         result = AttackResult(
             name=self.name,
-            settings=TypeAdapter(type(self)).dump_python(self, mode="json"),
+            settings=self.settings(),
             curve=tuple(curve),
             start=summarise(start),
             best=max(curve, key=lambda point: point.log_odds),

@@ -178,7 +178,7 @@ class Requests:
         """A file of examples beside the runs."""
         path = self.output / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, "".join(f"{json.dumps(e.to_json(), sort_keys=True)}\n" for e in examples))
+        atomic_write_text(path, "".join(f"{json.dumps(e.to_row(), sort_keys=True)}\n" for e in examples))
         return path
 
     def _run(self, name: str) -> RunFolder:

@@ -156,6 +156,8 @@ class Encoder:
         tokens = self._tokens(text, special=True)
         if len(tokens.ids) < 2:
             raise InputError("This text has no token to predict.", repr(text[:60]), "Use a longer one.")
+        if len(tokens.ids) > self.max_length:
+            self._warn_of_cut()
         return Encoded(tuple(tokens.ids[: self.max_length]), 1)
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:

@@ -45,3 +45,10 @@ class Example:
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types, empty fields left out."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
+
+    def to_row(self) -> dict[str, Any]:
+        """The record as a row of a data file: as `to_json`, but an answer without a prompt is a text."""
+        row = self.to_json()
+        if not self.prompt:
+            row["text"] = row.pop("answer")
+        return row
