@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
+from expunge.cli_audit import LEVEL, FailOn, print_verdict
 from expunge.console import Bars, guard, named, out, set_option
-from expunge.errors import SETTINGS_PAGE
+from expunge.errors import SETTINGS_PAGE, InputError
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry
@@ -39,6 +40,7 @@ def add(
 
     def work() -> None:
         from expunge.continual.ledger import Ledger
+        from expunge.data.distractors import require_options
         from expunge.source import read_request
 
         book = Ledger(ledger)
@@ -46,6 +48,7 @@ def add(
         numbered = (f"request-{n}" for n in count(len(taken) + 1))
         chosen = name or next(each for each in numbered if each not in taken)
         request = read_request(forget, retain, attack=attack)
+        require_options(request.forget)
         for note in book.add(request, chosen, reason):
             out.print(f"Note: {note}", markup=False, soft_wrap=True)
         out.print(f"Received {chosen}: {len(request.forget)} facts to forget.", markup=False)
@@ -73,20 +76,28 @@ def apply(
             f"Names: {SETTINGS_PAGE}.",
         ),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Carry the last request, ID, out once more from where it began.")
+    ] = False,
+    fail_on: Annotated[FailOn | None, typer.Option(metavar="LEVEL", help=LEVEL, show_default=False)] = None,
     ledger: Place = DEFAULT,
 ) -> None:
     """Carry out what waits, one request after another, and score and attack all earlier ones again.
 
-    **Example:** `expunge request apply ./model --output runs/2026`
+    **Examples:** `expunge request apply ./model --output runs/2026`
+
+    `expunge request apply ./model 2026-017 --again --method mrp --output runs/2026`
 
     Interrupted, it goes on when called again; until a request is done, the model of the one before it is the last.
+    A request whose verdict is bad is done all the same, until `--again` puts another run in the place of that one.
     """
 
     def work() -> None:
         from expunge.attacks.suites import expand
         from expunge.continual.fulfil import Requests
         from expunge.continual.ledger import Ledger
-        from expunge.pipeline import sort_settings
+        from expunge.pipeline import gate, sort_settings
+        from expunge.report.record import Record
         from expunge.settings import parse_assignments
 
         chosen = expand(named(attacks) or (DEFAULT_ATTACKS if attacks is None else ()), {})
@@ -99,14 +110,43 @@ def apply(
             else:
                 given[key] = value
         shared: dict[str, Any] = {"method": method, "attacks": tried, **sort_settings(given)}
+        if again and len(names or ()) != 1:
+            raise InputError("One request can be carried out again, the last.", "--again", "Name it: MODEL ID --again.")
         book = Ledger.at(ledger)
         with Bars().shown() as progress:
-            done = Requests(book, output, shared, progress).fulfil(model, names or ())
+            requests = Requests(book, output, shared, progress)
+            done = [requests.again(model, names[0])] if again and names else requests.fulfil(model, names or ())
         if not done:
             out.print("Nothing waits.", markup=False)
             return
+        records = [Record.load(Path(entry.run)) for entry in done]
+        for entry, record in zip(done, records, strict=True):
+            out.print(f"{entry.request}:", markup=False, end=" ")
+            print_verdict(record, Path(entry.run))
         _print_standings(done[-1])
         out.print(f"Model: {Path(done[-1].run) / 'model'}", markup=False, soft_wrap=True)
+        for record in records:
+            gate(record, fail_on)
+
+    guard(work)
+
+
+@app.command()
+def withdraw(
+    name: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why it is not to be carried out.")] = "",
+    ledger: Place = DEFAULT,
+) -> None:
+    """Take back a request that waits. It stays in the ledger, as withdrawn; its facts may be asked for anew.
+
+    **Example:** `expunge request withdraw 2026-018 --reason "sent twice"`
+    """
+
+    def work() -> None:
+        from expunge.continual.ledger import Ledger
+
+        Ledger.at(ledger).withdraw(name, reason)
+        out.print(f"Withdrawn: {name}.", markup=False)
 
     guard(work)
 
@@ -125,14 +165,16 @@ def list_(ledger: Place = DEFAULT) -> None:
         from expunge.continual.ledger import Ledger
 
         book = Ledger.at(ledger)
-        done, received = book.fulfilled(), book.received()
+        done, received, withdrawn = book.fulfilled(), book.received(), book.withdrawn()
         last = next(reversed(done.values()), None)
         shown = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
         for column in ("request", "received", "fulfilled", "method", "verdict", "log-odds", "came back"):
-            shown.add_column(column, overflow="fold", justify="right" if column[:4] in ("log-", "came") else "left")
+            justify: Literal["right", "left"] = "right" if column in ("log-odds", "came back") else "left"
+            shown.add_column(column, overflow="fold", justify=justify, no_wrap=column not in ("request", "method"))
         for name, entry in received.items():
             mine = done.get(name)
-            cells = (mine.time[:10], mine.method, mine.verdict) if mine else ("waits", "", "")
+            state = "withdrawn" if name in withdrawn else "waits"
+            cells = (mine.time[:10], mine.method, mine.verdict) if mine else (state, "", "")
             shown.add_row(name, entry.time[:10], *cells, *(_standing(last, name) if mine else ("", "")))
         out.print(shown)
 
@@ -162,7 +204,11 @@ def show(
             if name in each.standings:
                 odds, back = _standing(each, name)
                 lines.append(f"after {other}: log-odds {odds}, came back at most {back}")
-        if name not in done:
+        if (times := book.times(name)) > 1:
+            lines.append(f"carried out {times} times, of which the last counts")
+        if taken := book.withdrawn().get(name):
+            lines.append(f"withdrawn {taken.time}" + (f": {taken.reason}" if taken.reason else ""))
+        elif name not in done:
             lines.append("waits")
         for line in lines:
             out.print(line, markup=False, soft_wrap=True)

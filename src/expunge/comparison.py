@@ -21,6 +21,7 @@ from expunge import pipeline
 from expunge.attacking import choose
 from expunge.audit.lm_eval import require
 from expunge.data.collate import Encoder, Template
+from expunge.data.distractors import require_options
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json, write_json
 from expunge.measure import encoder_of, with_text
@@ -141,7 +142,7 @@ def begin(comparison: Comparison, request: Request, progress: Progress) -> RunFo
     folder = RunFolder(Path(comparison.output))
     if folder.occupied and not folder.comparison.is_file():
         raise folder.refusal("only the same audit goes on")
-    require_options(request)
+    require_options(request.forget)
     places = [comparison.model, *filter(None, [comparison.base, comparison.control])]
     progress.start("checking the models", len(places))
     outlines = {}
@@ -178,17 +179,6 @@ def outline(place: str, comparison: Comparison) -> Outline:
     shapes = {name: tuple(value.shape) for name, value in loaded.model.named_parameters(remove_duplicate=False)}
     family = str(loaded.model.config.model_type)
     return Outline(place, family, shapes, encoder_of(loaded, comparison), dict(loaded.hashes))
-
-
-def require_options(request: Request) -> None:
-    """InputError unless every fact to forget has a wrong option, without which nothing can be told from a guess."""
-    for example in request.forget:
-        if not example.options:
-            raise InputError(
-                "A fact to forget has no wrong options, and there are too few other answers to draw them from.",
-                repr(example.prompt[:60]),
-                'Give it "options", or give --retain facts of the same kind.',
-            )
 
 
 def require_readable(model: Outline, request: Request) -> None:

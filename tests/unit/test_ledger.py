@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from expunge.continual.fulfil import Requests, verify
-from expunge.continual.ledger import ADAPTERS, MLP_ROWS, Entry, Ledger, joint_retain
+from expunge.continual.intake import joint_retain
+from expunge.continual.ledger import ADAPTERS, MLP_ROWS, Entry, Ledger
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.tensors import save_tensors

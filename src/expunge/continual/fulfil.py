@@ -21,7 +21,8 @@ from typing import Any
 from expunge import pipeline
 from expunge.attacking import stored_attack
 from expunge.attacks.relearn import RelearnRelated
-from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, joint_retain, without
+from expunge.continual.intake import joint_retain, without
+from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, numbered
 from expunge.continual.standing import known, standing
 from expunge.data.example import Example
 from expunge.errors import InputError
@@ -56,6 +57,33 @@ class Requests:
     shared: Mapping[str, Any]
     progress: Progress | None = None
 
+    def again(self, model: str, name: str) -> Entry:
+        """Carry the last request out once more, from the model that it began with; its new entry, which takes the place
+        of the other.
+
+        Raises:
+            InputError: it was not carried out, or not as the last, or `model` is not what it began with and that is not
+                where it was left.
+        """
+        done, before = self.ledger.fulfilled(), self.ledger.before(name)
+        if name not in done:
+            raise InputError(
+                f"The request {name!r} was not carried out yet.", str(self.ledger.file), "Leave --again out."
+            )
+        given = fetched(model, self.progress or Silent())
+        left = str(RunFolder(Path(next(reversed(before.values())).run)).model) if before else ""
+        begun = done[name].model_before
+        start = next((place for place in (given, left) if _weights_of(place, self._revision) == begun), None)
+        if start is None:
+            raise InputError(
+                f"This is not the model that request {name!r} began with.",
+                given,
+                f"Give that one{f', which was left in {left}' if left else ''}.",
+            )
+        if start != given:
+            _log.warning("Going on from %s, which request %r began with.", start, name)
+        return self._fulfil(name, start)
+
     def fulfil(self, model: str, names: Sequence[str] = ()) -> list[Entry]:
         """Carry out `names`, or all that wait, on the checkpoint `model`; their entries.
 
@@ -66,6 +94,7 @@ class Requests:
             InputError: none of `names` waits, or the model is neither the one that the ledger ends with nor one that
                 led to it, or an earlier request left something that the method would undo.
         """
+        names = tuple(dict.fromkeys(names))
         waiting, done = self.ledger.pending(), self.ledger.fulfilled()
         wrong = [name for name in names if name not in waiting and name not in done]
         if names and not set(names) & set(waiting):
@@ -75,24 +104,27 @@ class Requests:
                 f"The request {wrong[0]!r} does not wait.", str(self.ledger.file), "See `expunge request list`."
             )
         given = fetched(model, self.progress or Silent())
-        model = going_on_from(self.ledger, given, self.shared.get("revision"))
-        entries = []
+        model = going_on_from(self.ledger, given, self._revision)
+        entries: list[Entry] = []
         for name in names or waiting:
             if name in done:
                 _log.warning("Request %r was carried out already, and is left out.", name)
                 continue
-            self._fulfil(name, model)
-            entries.append(self.ledger.fulfilled()[name])
-            model = str(self._run(name).model)
+            entries.append(self._fulfil(name, model))
+            model = str(RunFolder(Path(entries[-1].run)).model)
         return entries
 
-    def _fulfil(self, name: str, model: str) -> None:
+    @property
+    def _revision(self) -> str | None:
+        return self.shared.get("revision")
+
+    def _fulfil(self, name: str, model: str) -> Entry:
         request = self.ledger.request(name)
         recipe = self._recipe(name, request, model)
         measured: dict[str, Measured] = {}
         (record,) = pipeline.run_all([recipe], self.progress, measured)
-        (before,) = measured.values()
-        folder, knew = self._run(name), known(before.snapshot.forget, before.snapshot.twins)
+        (original,) = measured.values()
+        folder, knew = RunFolder(Path(recipe.output)), known(original.snapshot.forget, original.snapshot.twins)
         results = [stored_attack(file) for file in sorted(folder.attacks.glob("*.json"))]
         own = standing(record.scores.forget.after, results, knew)
         standings = {name: own, **self._earlier(name, recipe, folder)}
@@ -106,7 +138,7 @@ class Requests:
                 "model_before": weight_files(read_json(folder.source)["hashes"]),
                 "model_after": weight_files(after),
                 "verdict": record.verdict,
-                "before": summarise(before.snapshot.forget).log_odds,
+                "before": summarise(original.snapshot.forget).log_odds,
                 "known": knew,
                 "carries": _kind(recipe) if left else "",
                 "beside": _beside(after),
@@ -114,11 +146,11 @@ class Requests:
             },
             left,
         )
+        return self.ledger.fulfilled()[name]
 
     def _earlier(self, name: str, recipe: Recipe, folder: RunFolder) -> dict[str, Standing]:
         """How the requests before `name` stand in the model that its run left."""
-        found = {}
-        done = self.ledger.fulfilled()
+        found, done = {}, self.ledger.before(name)
         gone = [example for other in (*done, name) for example in self.ledger.request(other).forget]
         for other, entry in done.items():
             request = self.ledger.request(other)
@@ -136,8 +168,7 @@ class Requests:
 
         Facts that earlier requests forgot are left out of its attack set.
         """
-        stored = self.ledger.folder / "requests"
-        done = self.ledger.fulfilled()
+        stored, done = self.ledger.folder / "requests", self.ledger.before(name)
         earlier = [self.ledger.request(other) for other in done]
         retain = joint_retain((*earlier, request), map(self.ledger.request, self.ledger.received()))
         if not retain:
@@ -155,15 +186,14 @@ class Requests:
         elif taught:
             data["attack"] = str(stored / name / "attack.jsonl")
         keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
-        return self._continued(Recipe.of(keys, f"request {name}"))
+        return self._continued(Recipe.of(keys, f"request {name}"), list(done.values()))
 
-    def _continued(self, recipe: Recipe) -> Recipe:
+    def _continued(self, recipe: Recipe, done: Sequence[Entry]) -> Recipe:
         """The recipe with what the last method of its kind left; InputError where adapters would undo a request."""
         kind = _kind(recipe)
-        if (carried := self.ledger.carried(kind)) is None:
+        if (carried := self.ledger.carried(kind, done)) is None:
             return recipe
         left, file = carried
-        done = list(self.ledger.fulfilled().values())
         if kind == ADAPTERS and done[-1].model_after != left.model_after:
             since = next(entry for entry in done[done.index(left) :] if entry.model_after != left.model_after)
             raise InputError(
@@ -182,7 +212,8 @@ class Requests:
         return path
 
     def _run(self, name: str) -> RunFolder:
-        return RunFolder(self.output / name)
+        """Where the request is carried out; again, in a folder of its own."""
+        return RunFolder(self.output / numbered(name, self.ledger.times(name) + 1))
 
 
 def verify(ledger: Ledger, model: str) -> list[str]:
@@ -262,6 +293,14 @@ def _another_model(last: Entry, model: str) -> InputError:
 
 def _weights(folder: Path) -> dict[str, str]:
     return weight_files(folder_hashes(folder))
+
+
+def _weights_of(place: str, revision: str | None) -> dict[str, str] | None:
+    """Of the checkpoint in a folder or on the Hub; None where there is none."""
+    try:
+        return _weights(model_folder(place, revision))
+    except InputError:
+        return None
 
 
 def _beside(hashes: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
     LEDGER/ledger.json          entries in order, each with the sha256 of the one before it
     LEDGER/requests/<id>/       what was asked, as `Request.save` writes it
-    LEDGER/removed/<id>.safetensors     what the run left for later ones of its kind, such as the rows of a projection
+    LEDGER/removed/<id>.safetensors     what the run left for later ones of its kind, such as the rows of a projection;
+                                        <id>@2 where it was carried out again
 
 Entries are only ever added. Whoever changes an old one breaks the chain of hashes, and `check` says where.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
-from expunge.data.example import Example
+from expunge.continual.intake import take_in
 from expunge.errors import InputError, nearest, unreadable
 from expunge.models.storage import atomic_write_text, sha256
 from expunge.request import NAME, Request
@@ -67,7 +68,8 @@ class Entry(BaseModel):
     """One line of the ledger. What belongs to the other kind of entry is empty.
 
     Args:
-        kind: a request came in, or was carried out.
+        kind: a request came in, was carried out, or was withdrawn while it waited. Of two that carried out the same
+            request the later one counts: it began where the other had begun, and nothing came between.
         request: its id.
         time: UTC, ISO 8601.
         previous: sha256 of the entry before this one, as it stands in the file; empty for the first.
@@ -89,7 +91,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    kind: Literal["received", "fulfilled"]
+    kind: Literal["received", "fulfilled", "withdrawn"]
     request: str
     time: str
     previous: str
@@ -173,10 +175,30 @@ class Ledger:
         """Those carried out, by id, in the order in which they were."""
         return {entry.request: entry for entry in self.entries() if entry.kind == "fulfilled"}
 
+    def before(self, name: str) -> dict[str, Entry]:
+        """As `fulfilled`, but for the request `name`: what came before it is carried out, for the first time or again.
+
+        Raises:
+            InputError: another request was carried out after it.
+        """
+        done = self.fulfilled()
+        later = list(done)[list(done).index(name) + 1 :] if name in done else []
+        if later:
+            raise InputError(
+                f"Request {later[0]!r} was carried out after {name!r}, on the model that this one left.",
+                str(self.file),
+                "Only the last request carried out can be carried out again.",
+            )
+        return {other: entry for other, entry in done.items() if other != name}
+
+    def withdrawn(self) -> dict[str, Entry]:
+        """Those withdrawn, by id."""
+        return {entry.request: entry for entry in self.entries() if entry.kind == "withdrawn"}
+
     def pending(self) -> tuple[str, ...]:
         """Ids of the requests that wait, in order."""
-        done = self.fulfilled()
-        return tuple(name for name in self.received() if name not in done)
+        closed = {entry.request for entry in self.entries() if entry.kind != "received"}
+        return tuple(name for name in self.received() if name not in closed)
 
     def request(self, name: str) -> Request:
         """What the request `name` asked; InputError for an unknown one, or data other than those received."""
@@ -193,9 +215,15 @@ class Ledger:
             raise InputError("The data of a request are not those received.", str(folder))
         return request
 
-    def carried(self, kind: str) -> tuple[Entry, Path] | None:
-        """The last file of that kind and the entry whose run left it, or None; InputError for another than was kept."""
-        kept = [entry for entry in self.entries() if entry.removed and self._kind(entry) == kind]
+    def carried(self, kind: str, done: Iterable[Entry] | None = None) -> tuple[Entry, Path] | None:
+        """The last file of that kind and the entry whose run left it, or None; InputError for another than was kept.
+
+        Args:
+            kind: of the file.
+            done: the entries to look at; all of `fulfilled` where None.
+        """
+        done = self.fulfilled().values() if done is None else done
+        kept = [entry for entry in done if entry.removed and self._kind(entry) == kind]
         if not kept:
             return None
         left = next(entry for entry in kept if entry.removed == kept[-1].removed)  # old ledgers have copies of it since
@@ -209,7 +237,7 @@ class Ledger:
             return MLP_ROWS if all(name.startswith("block.") for name in file.keys()) else ADAPTERS  # noqa: SIM118
 
     def _kept_file(self, entry: Entry) -> Path:
-        path = self._removed(entry.request)
+        path = self._removed(entry.request, self.times(entry.request))
         if not path.is_file() or sha256(path) != entry.removed:
             raise InputError("What earlier requests removed is missing or was changed.", str(path))
         return path
@@ -227,14 +255,8 @@ class Ledger:
             received, done = self.received(), self.fulfilled()
             if name in received:
                 raise InputError(f"There is a request {name!r} already.", str(self.file), "Give another --id.")
-            _refuse_unwanted(request, request, "this request")
-            notes: list[str] = []
             known = {other: self._stored(received[other]) for other in (*done, *self.pending())}
-            for other, earlier in known.items():
-                _refuse_repeats(request, earlier, other, fulfilled=other in done)
-                _refuse_unwanted(request, earlier, f"request {other!r}")
-                notes += _overlaps(request, earlier, other)
-            _refuse_no_retain(request, name, known, self.pending())
+            notes = take_in(request, name, known, done, self.pending())
             request.save(self.folder / "requests" / name)
             self._append({"kind": "received", "request": name, "reason": reason, "data": request.hashes()})
         return notes
@@ -248,27 +270,47 @@ class Ledger:
             removed: the file that its run left for later ones of its kind; a copy is kept.
 
         Raises:
-            InputError: it does not wait, or its run began with another model than the ledger ends with.
+            InputError: it neither waits nor was the last that was carried out, or its run began with another model than
+                the one that the request before it left, or than it began with the first time.
         """
         with self._locked():
-            if name not in self.pending():
+            first, before = self.fulfilled().get(name), self.before(name)
+            if first is None and name not in self.pending():
                 raise InputError(f"The request {name!r} does not wait.", str(self.file))
-            last = next(reversed(self.fulfilled().values()), None)
+            last = next(reversed(before.values()), None)
             if last and values.get("model_before") != last.model_after:
                 raise InputError(
                     "The ledger ends with another model than this run began with.",
                     f"request {name}, {values.get('run', 'its run')}",
                     f"Remove that folder and carry the request out on {last.run}/model, which {last.request!r} left.",
                 )
+            if first and values.get("model_before") != first.model_before:
+                raise InputError(
+                    f"Request {name!r} began with another model the first time.",
+                    f"request {name}, {values.get('run', 'its run')}",
+                    "Carry it out again on that one.",
+                )
             digest = ""
             if removed is not None:
-                self._removed(name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(removed, self._removed(name))
+                kept = self._removed(name, self.times(name) + 1)
+                kept.parent.mkdir(exist_ok=True)
+                shutil.copyfile(removed, kept)
                 digest = sha256(removed)
             self._append({"kind": "fulfilled", "request": name, "removed": digest, **values})
 
-    def _removed(self, name: str) -> Path:
-        return self.folder / "removed" / f"{name}.safetensors"
+    def withdraw(self, name: str, reason: str = "") -> None:
+        """Write down that the request `name`, which waits, is not to be carried out; InputError where it does not."""
+        with self._locked():
+            if name not in self.pending():
+                raise InputError(f"The request {name!r} does not wait.", str(self.file), "See `expunge request list`.")
+            self._append({"kind": "withdrawn", "request": name, "reason": reason})
+
+    def times(self, name: str) -> int:
+        """How often the request `name` was carried out."""
+        return sum(entry.kind == "fulfilled" and entry.request == name for entry in self.entries())
+
+    def _removed(self, name: str, time: int) -> Path:
+        return self.folder / "removed" / f"{numbered(name, time)}.safetensors"
 
     def _append(self, values: Mapping[str, object]) -> None:
         entries = self.entries()
@@ -283,73 +325,6 @@ class Ledger:
         return FileLock(self.folder / ".lock")
 
 
-def without(examples: Iterable[Example], *others: Iterable[Example]) -> list[Example]:
-    """Those of `examples` whose fact none of `others` holds."""
-    known = {_fact(e) for each in others for e in each}
-    return [e for e in examples if _fact(e) not in known]
-
-
-def joint_retain(so_far: Sequence[Request], received: Iterable[Request]) -> list[Example]:
-    """What the requests `so_far` keep, without what one of them wants forgotten or any of `received` attacks with."""
-    kept = {_fact(e): e for each in so_far for e in each.retain}
-    return without(kept.values(), *(each.forget for each in so_far), *(each.attack for each in received))
-
-
-def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled: bool) -> None:
-    if again := _shared(request.forget, earlier.forget):
-        state = "was fulfilled already" if fulfilled else "waits already"
-        raise InputError(
-            f"{len(again)} of {len(request.forget)} facts are those of request {other!r}, which {state}.",
-            f"{again[0].prompt[:80]!r} -> {again[0].answer[:40]!r}",
-            "Leave them out.",
-        )
-
-
-def _refuse_unwanted(request: Request, other: Request, named: str) -> None:
-    for name, examples in (("retain", request.retain), ("attack", request.attack)):
-        if kept := _shared(examples, other.forget):
-            raise InputError(
-                f"The {name} set holds {len(kept)} facts that {named} wants forgotten.",
-                f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
-                f"Leave them out of --{name}.",
-            )
-
-
-def _refuse_no_retain(request: Request, name: str, known: Mapping[str, Request], waiting: Sequence[str]) -> None:
-    """InputError where, carried out in order, this request or one that waits would have nothing to retain; one that had
-    nothing before waits for another."""
-    order = {**known, name: request}
-    before, after = tuple(known.values()), tuple(order.values())
-    for number, each in enumerate(order, start=1):
-        asked = each == name or (each in waiting and joint_retain(before[:number], before))
-        if asked and not joint_retain(after[:number], after):
-            raise InputError(
-                f"Nothing would be left to retain for request {each!r}.",
-                "neither in its own retain set nor in those of requests before it",
-                "Give facts with --retain that no request forgets or attacks with.",
-            )
-
-
-def _overlaps(request: Request, earlier: Request, other: str) -> Iterable[str]:
-    """What is allowed and worth knowing."""
-    if dropped := _shared(request.forget, earlier.retain):
-        yield f"{len(dropped)} facts were kept for request {other!r}; from now on they are not."
-    if tried := _shared(request.forget, earlier.attack):
-        yield f"{len(tried)} facts are in the attack set of request {other!r}; once forgotten, its attacks do without."
-    if tried := _shared(request.retain, earlier.attack):
-        yield f"{len(tried)} facts to retain are in the attack set of request {other!r}; training does not see them."
-    if kept := _shared(request.attack, earlier.retain):
-        yield f"{len(kept)} facts to attack with were kept for request {other!r}; from now on they are not."
-    subjects = {e.subject for e in request.forget if e.subject} & {e.subject for e in earlier.forget}
-    if subjects:
-        yield f"Request {other!r} is about {', '.join(sorted(subjects)[:3])} too, with other facts."
-
-
-def _shared(some: Iterable[Example], others: Iterable[Example]) -> list[Example]:
-    known = {_fact(e) for e in others}
-    return [e for e in some if _fact(e) in known]
-
-
-def _fact(example: Example) -> tuple[str, ...]:
-    """Prompt and answer, whatever their case and white space."""
-    return tuple(" ".join(text.split()).casefold() for text in (example.prompt, example.answer))
+def numbered(name: str, time: int) -> str:
+    """What the files of a request are called that is carried out for the first time, the second (NAME@2), ..."""
+    return name if time == 1 else f"{name}@{time}"

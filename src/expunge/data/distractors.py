@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from expunge.data.example import Example
+from expunge.errors import InputError
 
 N_OPTIONS: Final = 2
 """Wrong options per question, as in arXiv:2502.19207: chance is 1/3."""
@@ -56,6 +57,21 @@ def with_options(
         for e in _some([e for e in source if e.prompt], seed)
     ]
     return tuple(e if e.options or not e.prompt else replace(e, options=_draw(e, pool, seed, n)) for e in examples)
+
+
+def require_options(forget: Iterable[Example]) -> None:
+    """InputError unless every fact to forget has a wrong option, without which nothing can be told from a guess."""
+    for example in forget:
+        if not example.options:
+            raise InputError(
+                "A fact to forget has no wrong options, and there are too few other answers to draw them from."
+                if example.prompt
+                else "A text without a question has no wrong options, so nobody can tell what a model knows of it.",
+                repr((example.prompt or example.answer)[:60]),
+                'Give it "options", or give --retain facts of the same kind.'
+                if example.prompt
+                else "Ask for what it says, in questions with answers.",
+            )
 
 
 def _some(examples: Sequence[Example], seed: int) -> Sequence[Example]:

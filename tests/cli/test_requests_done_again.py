@@ -1,0 +1,136 @@
+"""Deletion requests that are carried out again or withdrawn, whose verdict is told, and that are of plain texts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from audits import Expunge, facts, write
+from expunge.continual.fulfil import verify
+from expunge.continual.ledger import MLP_ROWS, Ledger
+from expunge.data.example import Example
+from expunge.errors import VerdictBelow
+
+pytestmark = pytest.mark.usefixtures("unrendered")
+SMALL = ("--attacks", "quantise", "--set", "quantise.bits=[8]", "--set", "quantise.groups=[16]")
+STEP = (*SMALL, "--set", "max_steps=1", "--set", "stop_log_odds=null")
+LEDGER = Path("ledger")
+
+
+def add(expunge: Expunge, name: str, forget: Sequence[Example]) -> int:
+    write(Path(f"{name}.jsonl"), forget)
+    return expunge("request", "add", "--forget", f"{name}.jsonl", "--retain", "retain.jsonl", "--id", name)
+
+
+def apply(expunge: Expunge, *words: str | Path, method: str = "graddiff") -> int:
+    return expunge("request", "apply", *words, "--method", method, *STEP, "-o", "runs")
+
+
+def test_the_last_request_is_carried_out_again_from_where_it_began(
+    expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, forget in (("one", facts()[:2]), ("two", facts()[2:4])):
+        assert add(expunge, name, forget) == 0
+    assert apply(expunge, "taught") == 0
+    ledger = Ledger(LEDGER)
+    first = ledger.fulfilled()
+    assert apply(expunge, "taught", "two", "--again", "--set", "learning_rate=1e-3", method="npo") == 0
+    again = ledger.fulfilled()
+    assert list(again) == ["one", "two"] and again["one"] == first["one"]
+    assert (first["two"].method, again["two"].method) == ("graddiff", "npo")
+    assert again["two"].run == "runs/two@2" and again["two"].model_before == first["one"].model_after
+    assert again["two"].standings.keys() == {"two", "one"} and again["two"].known == first["two"].known
+    assert again["two"].model_after != first["two"].model_after
+    assert len(verify(ledger, "runs/two@2/model")) == 4
+    capsys.readouterr()
+    assert apply(expunge, "taught", "one", "--again") == 1
+    assert "'two' was carried out after 'one'" in " ".join(capsys.readouterr().err.split())
+    assert expunge("request", "show", "two") == 0
+    assert "carried out 2 times" in capsys.readouterr().out
+    assert add(expunge, "three", facts()[4:6]) == 0
+    assert apply(expunge, "runs/two/model") == 1, "a model that was put aside"
+    assert apply(expunge, "taught") == 0
+    assert ledger.fulfilled()["three"].model_before == again["two"].model_after
+
+
+def test_rows_of_a_run_that_was_put_aside_are_not_carried_on(expunge: Expunge, at: Path) -> None:
+    for name, forget in (("one", facts()[:2]), ("two", facts()[2:4])):
+        assert add(expunge, name, forget) == 0
+        assert apply(expunge, "taught", method="mrp") == 0
+    ledger = Ledger(LEDGER)
+    begun = ledger.carried(MLP_ROWS, ledger.before("two").values())
+    assert begun and begun[0].request == "one"
+    assert apply(expunge, "taught", "two", "--again", method="mrp") == 0
+    (carried, file), entry = ledger.carried(MLP_ROWS) or (None, Path()), ledger.fulfilled()["two"]
+    assert carried == entry and file.name == "two@2.safetensors"
+    assert (LEDGER / "removed" / "two.safetensors").is_file(), "entries of before it can still be checked"
+    recipe = (Path(entry.run) / "recipe.yaml").read_text()
+    assert "removed/one.safetensors" in recipe
+
+
+def test_what_cannot_be_carried_out_again_is_told(
+    expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add(expunge, "one", facts()[:2]) == 0
+    for words, told in (
+        (("taught", "one", "--again"), "was not carried out yet"),
+        (("taught", "--again"), "Name it: MODEL ID --again"),
+        (("taught", "none", "--again"), "was not carried out yet"),
+    ):
+        assert apply(expunge, *words) == 1
+        assert told in " ".join(capsys.readouterr().err.split())
+    assert apply(expunge, "taught", "one", "one") == 0, "named twice, done once"
+    shutil.rmtree(at / "runs" / "one" / "model")
+    assert apply(expunge, "other", "one", "--again") == 1
+    assert "not the model that request 'one' began with" in " ".join(capsys.readouterr().err.split())
+    assert apply(expunge, "taught", "one", "--again") == 0
+
+
+def test_a_request_that_waits_is_withdrawn_and_may_be_asked_anew(
+    expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add(expunge, "one", facts()[:2]) == 0
+    assert add(expunge, "one-more", facts()[:2]) == 1, "it waits"
+    assert expunge("request", "withdraw", "one", "--reason", "sent twice") == 0
+    assert expunge("request", "withdraw", "one") == 1, "it does not wait any more"
+    assert add(expunge, "one-more", facts()[:2]) == 0
+    assert Ledger(LEDGER).pending() == ("one-more",)
+    capsys.readouterr()
+    assert expunge("request", "list") == 0
+    assert "withdrawn" in capsys.readouterr().out
+    assert expunge("request", "show", "one") == 0
+    assert "sent twice" in capsys.readouterr().out
+    assert apply(expunge, "taught") == 0
+    assert list(Ledger(LEDGER).fulfilled()) == ["one-more"]
+    assert expunge("request", "withdraw", "one-more") == 1, "it was carried out"
+
+
+def test_the_verdict_is_told_and_can_be_the_exit_code(
+    expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add(expunge, "one", facts()) == 0
+    gentle = ("--set", "learning_rate=1e-9", "--fail-on", "not-forgotten")
+    assert apply(expunge, "taught", *gentle) == VerdictBelow.exit_code
+    told = capsys.readouterr().out
+    assert "one: NOT FORGOTTEN" in told and "Report: runs/one/report.html" in told
+    assert list(Ledger(LEDGER).fulfilled()) == ["one"], "it is entered all the same"
+
+
+def test_a_text_can_be_kept_but_not_asked_away(expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a text alone there is no question, and nothing to tell what is known of it by."""
+    texts = [" ".join(f"{example.prompt} {example.answer}" for example in facts()[i : i + 2]) for i in (4, 6)]
+    (at / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["request", "add", "--id", "texts"]
+    assert expunge(*words, "--forget", "text.jsonl", "--retain", "retain.jsonl") == 1
+    assert "has no wrong options" in " ".join(capsys.readouterr().err.split())
+    assert not Ledger(LEDGER).received()
+    write(at / "asked.jsonl", facts()[:2])
+    assert expunge(*words, "--forget", "asked.jsonl", "--retain", "text.jsonl") == 0
+    assert [(example.prompt, example.answer) for example in Ledger(LEDGER).request("texts").retain] == [
+        ("", text) for text in texts
+    ]
+    assert apply(expunge, "taught") == 0
