@@ -93,7 +93,7 @@ class Fake:
 def bind(model: Tiny, form: AttributionPenalty, reduce: Callable[[Tensor], Tensor] = lambda x: x, world: int = 1):
     linears = tuple(dict(block.named_children()) for block in model.blocks)
     arch = SimpleNamespace(blocks=model.blocks, linears=linears)
-    site = Site(model, arch, dict(model.named_parameters()), reduce, world, alone=False)  # type: ignore[arg-type]
+    site = Site(model, arch, dict(model.named_parameters()), reduce, world, (form, form))  # type: ignore[arg-type]
     return replace(form, measure_every=1).bind(site)
 
 

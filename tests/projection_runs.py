@@ -49,6 +49,7 @@ def material() -> Material:
 
 def disturb(projected: Projected, seed: int = 0) -> None:
     """What training may do to the rows, and more."""
+    projected.set_to_work()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for rows in projected.parameters.values():

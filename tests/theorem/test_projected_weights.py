@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,24 @@ import torch
 from expunge.errors import InputError
 from expunge.models.architecture import FAMILIES, base_linear, describe
 from expunge.models.projections import project, save_rows
+from expunge.unlearning.arguments import UnlearnArguments
+from expunge.unlearning.loop import unlearn
 from expunge.unlearning.parametrizations.projection import Projection
 from expunge.unlearning.parametrizations.subspace import random_rows
+from expunge.unlearning.transforms.dual import DualAscent
 from families import family_model
-from projection_runs import IDS, D, material, run
+from projection_runs import IDS, D, material, method, run
 from tiny import make_tiny_model
-from unlearning_runs import CutAfter, assert_same, history, largest_difference, weights
+from unlearning_runs import (
+    SMOOTH,
+    CutAfter,
+    assert_same,
+    history,
+    largest_difference,
+    make_encoder,
+    make_request,
+    weights,
+)
 
 SETTINGS = {"train": "weights", "rank": 2, "layers": (0, 1)}
 
@@ -29,6 +42,7 @@ def test_folded_is_what_was_trained(family: str) -> None:
     assert torch.equal(model(IDS).logits, plain)
     assert len(trained.parameters) == len(list(model.parameters()))
     assert not trained.removed()
+    trained.set_to_work()
     for parameter in trained.parameters.values():
         parameter.add_(1e-3)
     hooked, rows = model(IDS).logits, trained.removed()
@@ -53,6 +67,26 @@ def test_the_loop_leaves_nothing_of_this_and_of_earlier_requests(tmp_path: Path)
     changed = weights(model)
     assert largest_difference({"e": changed["model.embed_tokens.weight"]},
                               {"e": weights(make_tiny_model())["model.embed_tokens.weight"]}) > 0  # fmt: skip
+
+
+@torch.no_grad()
+def test_one_number_that_moved_is_a_step() -> None:
+    """A mask may leave all else where it was."""
+    model = make_tiny_model()
+    trained = Projection(**SETTINGS, tokens="content").bind(model, 0, material())
+    assert not trained.removed()
+    list(trained.parameters.values())[-1].flatten()[-1] += 1e-3
+    assert len(trained.removed()) == 2
+
+
+@pytest.mark.parametrize("train", ["new", "weights"])
+def test_what_transforms_read_without_a_gradient_is_read_through_the_projection(train: str) -> None:
+    """In the first step too: the retain loss that moves a dual weight is that of the step."""
+    dual = replace(method(**{**SETTINGS, "train": train}), transforms=(DualAscent(),))
+    arguments = UnlearnArguments(**{**SMOOTH, "max_steps": 2})
+    made = unlearn(make_tiny_model(), make_encoder(), make_request(), dual, arguments)
+    for step in made.history[1:]:
+        assert step.transform["dual_retain_nll"] == pytest.approx(step.retain, rel=1e-5)
 
 
 def test_without_a_step_the_weights_are_bit_equal() -> None:

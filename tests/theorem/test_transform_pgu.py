@@ -18,7 +18,9 @@ from expunge.unlearning.objectives.ga import GradientAscent
 from expunge.unlearning.parametrizations.layers import Layers
 from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.transforms import pgu
+from expunge.unlearning.transforms.neurons import KnowledgeNeuronMask
 from expunge.unlearning.transforms.pgu import ProjectedGradient, principal_directions, project_out
+from expunge.unlearning.transforms.sparse import SparsityMask
 from families import family_model
 from tiny import make_tiny_model
 from transform_runs import PLAIN_DESCENT, assert_cut_changes_nothing, assert_resumed_is_straight, transformed
@@ -130,5 +132,9 @@ def test_what_cannot_be_projected_is_refused() -> None:
         transformed(ProjectedGradient(), objective=GradientAscent())
     with pytest.raises(InputError, match="no linear map"):
         transformed(ProjectedGradient(), parametrization=Layers(("*layernorm*",)))
+    for mask in (SparsityMask(), KnowledgeNeuronMask()):
+        for both in ((ProjectedGradient(), mask), (mask, ProjectedGradient())):
+            with pytest.raises(InputError, match="a mask holds still"):
+                transformed(*both, double=False)
     with pytest.raises(InputError, match="energy=0"):
         ProjectedGradient(energy=0.0)

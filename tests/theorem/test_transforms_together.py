@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from expunge.models.architecture import describe
 from expunge.unlearning.objectives.bounded import Bounded
 from expunge.unlearning.parametrizations.projection import Projection
 from expunge.unlearning.session import Session
+from expunge.unlearning.stopping import StopReason, StopRule
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Site
 from expunge.unlearning.transforms.dual import DualAscent
 from expunge.unlearning.transforms.l2 import pull
@@ -63,6 +66,16 @@ def test_the_first_step_of_a_projection_reads_answer_and_options_alike() -> None
     assert first == pytest.approx(second, abs=1e-4) and second == pytest.approx(third, abs=1e-4)
 
 
+def test_a_retain_term_that_no_one_asked_for_is_none_and_not_zero() -> None:
+    """A dual weight may begin at 0, and grow; the rise that ends a run is counted from the first term measured."""
+    run, _ = transformed(DualAscent(initial=0.0, step_size=0.5), max_steps=2)
+    first, second = run.history[1:]
+    assert first.retain is None and second.retain is not None and second.retain > 0
+    rule = StopRule(None, 0.0, None, 0, 99, None, max_rise=0.1)
+    assert rule.reason([*run.history]) is None
+    assert rule.reason([*run.history, replace(second, retain=second.retain + 0.2)]) is StopReason.DIVERGED
+
+
 def test_a_pull_on_a_gradient_of_zero_is_a_number() -> None:
     """A bounded loss that is met everywhere has none."""
     gradient, offset = torch.zeros(3), torch.ones(3)
@@ -98,3 +111,12 @@ def test_a_run_that_goes_on_finds_its_state_where_its_weights_are() -> None:
     session = Session(parameters, torch.optim.AdamW(parameters.values()), (stored,), None)
     session._load({"parameter/w": torch.zeros(2), "transform0/kept": torch.ones(2)})
     assert stored.got["kept"].device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sam_tells_that_bfloat16_has_too_few_digits_for_it(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_tiny_model().to(dtype)
+    SAM().bind(Site(model, describe(model), dict(model.named_parameters()), lambda t: t))
+    assert ("less than the digits" in caplog.text) == (dtype == torch.bfloat16)

@@ -148,6 +148,8 @@ def train(
         landing = _landing(trained, method.objective, arguments, graded) if graded else None
         session = Session(trained.parameters, stepper.optimizer, stepper.transforms, landing)
         history = session.resume(output, name) if output else []
+        if history and history[-1].step:
+            trained.set_to_work()
         keeper = Keeper(session, output if processes.main else None, name, arguments, history)
         rule = StopRule.of(arguments, graded, None if start.block is not None else width(start.read.head))
         score = partial(_scores, model, encoder, graded or forget)
@@ -331,11 +333,20 @@ def make_stepper(
     transforms: list[BoundTransform] = []
     if method.transforms:
         processes = batches.processes
-        alone = len(method.transforms) == 1
-        site = Site(model, describe(model), trained.parameters, processes.sum, processes.world, alone=alone)
+        site = Site(model, describe(model), trained.parameters, processes.sum, processes.world, method.transforms)
         transforms = [transform.bind(site) for transform in method.transforms]
     optimizer = adamw(trained.parameters, arguments)
-    return Stepper(model, trained.parameters, method.objective, transforms, optimizer, batches, start, arguments)
+    return Stepper(
+        model,
+        trained.parameters,
+        method.objective,
+        transforms,
+        optimizer,
+        batches,
+        start,
+        arguments,
+        trained.set_to_work,
+    )
 
 
 def _landing(

@@ -21,7 +21,7 @@ class StepMetrics:
         seconds: since the start, the earlier parts of a resumed run included.
         loss: of the step's batch, before the step.
         forget: its forget term, unweighted.
-        retain: its retain term, unweighted.
+        retain: its retain term, unweighted; None where a transform gave it no weight.
         grad_norm: of the whole gradient, before clipping.
         learning_rate: of the step.
         forget_accuracy: of the forget items after the step.

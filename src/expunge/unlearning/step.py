@@ -12,7 +12,7 @@ micro-batches nor the number of processes changes what is computed. DDP would av
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -40,7 +40,10 @@ _SIDES: Final[tuple[Side, Side]] = ("forget", "retain")
 
 @dataclass(frozen=True, slots=True)
 class Stepper:
-    """Everything that a step needs; its only state is that of the model, the optimizer and the transforms."""
+    """Everything that a step needs; its only state is that of the model, the optimizer and the transforms.
+
+    `set_to_work` is that of the parametrization (`Trained`).
+    """
 
     model: PreTrainedModel
     parameters: Mapping[str, nn.Parameter]
@@ -50,6 +53,7 @@ class Stepper:
     batches: StepBatches
     start: StartCache
     arguments: UnlearnArguments
+    set_to_work: Callable[[], None]
 
     def step(self, number: int) -> StepMetrics:
         """Make the step after `number` others; its metrics, but for the time.
@@ -57,6 +61,7 @@ class Stepper:
         Raises:
             NonFiniteLoss: the loss or the gradient is; the weights are those of the last good step.
         """
+        self.set_to_work()
         seen = Seen()
         Moment(self, number, seen).add(WHOLE)
         loss, forget, retain = self._reduced(seen, number)
@@ -72,19 +77,21 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return StepMetrics(number + 1, 0.0, loss, forget, retain, norm, rate, transform=measured)
 
-    def _reduced(self, seen: Seen, number: int) -> tuple[float, float, float]:
-        """Gradients and terms summed over the processes: the loss and its two terms."""
+    def _reduced(self, seen: Seen, number: int) -> tuple[float, float, float | None]:
+        """Gradients and terms summed over the processes: the loss and its two terms, None for a retain term that nobody
+        asked for."""
         total = self.batches.processes.sum
         for parameter in self.parameters.values():
             if parameter.grad is not None:
                 total(parameter.grad)
-        weights, terms = self.objective.weights, torch.zeros(2, dtype=torch.float64, device=self.batches.device)
+        weights, terms = self.objective.weights, torch.zeros(3, dtype=torch.float64, device=self.batches.device)
         for place, side in enumerate(_SIDES):
             terms[place] = seen.terms.get(side, 0.0)
-        forget, retain = total(terms).tolist()
+        terms[-1] = "retain" in seen.terms
+        forget, retain, asked = total(terms).tolist()
         loss = weights.forget * forget + weights.retain * retain
         self._require_finite("loss", loss, number)
-        return loss, forget, retain
+        return loss, forget, retain if asked else None
 
     def _clip(self, number: int) -> float:
         """The gradient's norm, which is then at most `max_grad_norm`."""

@@ -37,7 +37,7 @@ class StopRule:
         min_steps: before which nothing counts as forgotten.
         max_steps: the budget of steps.
         max_seconds: the budget of time, None for no limit.
-        max_rise: diverged when the retain term of a step is this much (nats per token) above that of the first step.
+        max_rise: diverged when the retain term of a step is this much (nats per token) above the first one.
     """
 
     log_odds: float | None
@@ -77,7 +77,7 @@ class StopRule:
             return StopReason.MAX_STEPS
         if self.max_seconds is not None and last.seconds >= self.max_seconds:
             return StopReason.MAX_SECONDS
-        if len(history) > 1 and _rise(history[1], last) > self.max_rise:
+        if _rise(history) > self.max_rise:
             return StopReason.DIVERGED
         return None
 
@@ -97,5 +97,7 @@ def accuracy_wanted(arguments: UnlearnArguments, graded: Sequence[Example]) -> f
     return fmean(example.chance for example in graded) if isinstance(wanted, str) else wanted
 
 
-def _rise(first: StepMetrics, last: StepMetrics) -> float:
-    return last.retain - first.retain if last.retain is not None and first.retain is not None else 0.0
+def _rise(history: Sequence[StepMetrics]) -> float:
+    """How far the last retain term is above the first that was measured."""
+    first, last = next((step.retain for step in history if step.retain is not None), None), history[-1].retain
+    return 0.0 if first is None or last is None else last - first

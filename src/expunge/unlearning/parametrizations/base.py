@@ -74,6 +74,10 @@ class Trained:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
 
+    def set_to_work(self) -> None:
+        """Training begins, or goes on: from here on the model's forward is the one in training, of which most say that
+        it is the model's own; before, and where no step was made in the end, it is that of the model as it was."""
+
     def removed(self) -> Mapping[int, Tensor]:
         """By block, rows that no later request may bring back, as far as the weights alone do not say; often none."""
         return {}

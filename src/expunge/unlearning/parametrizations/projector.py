@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from expunge.models.projections import project, through
+from expunge.unlearning.identity import fingerprint
 from expunge.unlearning.parametrizations.base import Trained
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ Rows = dict[int, Float[Tensor, "rows d"]]
 
 
 class Projector(nn.Module):
-    """h -> h - (h Q^T) Q once `at_work` says so; before, h itself.
+    """h -> h - (h Q^T) Q while `at_work` says so, else h itself.
 
     Args:
         fixed: W_old, orthonormal rows.
         rows: what W_new begins with.
         spared: S.
-        begun: whether a step has been made.
+        at_work: whether it takes anything out.
     """
 
     fixed: Tensor
@@ -68,18 +69,16 @@ class Projector(nn.Module):
 
 
 class Projecting(Trained):
-    """Trained while projections stand in the model; they work from the first forward of the training on."""
+    """Trained while projections stand in the model, which work from the first step on."""
 
-    _seen = False
+    _working = False
+
+    def set_to_work(self) -> None:
+        """From now on the states lose what Q spans."""
+        self._working = True
 
     def _at_work(self) -> bool:
-        """Whether the states lose what Q spans: once a gradient was wanted, or a step made before."""
-        self._seen = self._seen or torch.is_grad_enabled() or self._begun()
-        return self._seen
-
-    def _begun(self) -> bool:
-        """Whether a step has been made."""
-        raise NotImplementedError
+        return self._working
 
 
 class Projected(Projecting):
@@ -113,9 +112,9 @@ class Projected(Projecting):
     def removed(self) -> Rows:
         """What this request and those before it removed, by block, also after `fold`: W_old of the next request."""
         own = {block: projector.basis().detach() for block, projector in self._projectors.items()}
-        return {**self._earlier, **(own if self._begun() else {})}
+        return {**self._earlier, **(own if self._stepped() else {})}
 
-    def _begun(self) -> bool:
+    def _stepped(self) -> bool:
         """Whether a step has been made: the first one moves the rows away from their beginning, and none leads back."""
         self._moved = self._moved or any(projector.moved for projector in self._projectors.values())
         return self._moved
@@ -123,12 +122,12 @@ class Projected(Projecting):
     @torch.no_grad()
     def _take_out(self) -> None:
         """Take the trained projections out of the model and, if a step was made, settle what they became."""
-        begun = self._begun()
+        stepped = self._stepped()
         for handle in self._handles:
             handle.remove()
         for block, module in self._modules.items():
             delattr(module, _NAME)
-            if begun:
+            if stepped:
                 self._settle(block, self._projectors[block].basis(torch.float64))
 
 
@@ -152,12 +151,13 @@ class ProjectedWeights(Projecting):
         self._rows: Rows = {block: rows for block, (_, rows) in sites.items()}
         self._earlier, self._settle = dict(earlier), settle
         super().__init__(model, [name for name, _ in model.named_parameters()], self._take_out)
-        self._initial = [_sample(p) for p in self.parameters.values()]
+        self._model = model
+        self._initial = fingerprint(model)
         self._handles = [module.register_forward_hook(self._hook(block)) for block, (module, _) in sites.items()]
 
     def removed(self) -> Rows:
         """As `Projected.removed`."""
-        return {**self._earlier, **(self._rows if self._begun() else {})}
+        return {**self._earlier, **(self._rows if self._stepped() else {})}
 
     def _hook(self, block: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, args: object, out: Tensor) -> Tensor:
@@ -165,22 +165,17 @@ class ProjectedWeights(Projecting):
 
         return hook
 
-    def _begun(self) -> bool:
-        """Whether a step has been made: no weight that has a gradient is left where it was by Adam."""
-        return any(not torch.equal(_sample(p), x) for p, x in zip(self.parameters.values(), self._initial, strict=True))
+    def _stepped(self) -> bool:
+        """Whether a step has been made, however few weights it moved."""
+        return fingerprint(self._model) != self._initial
 
     @torch.no_grad()
     def _take_out(self) -> None:
-        begun = self._begun()
+        stepped = self._stepped()
         for handle in self._handles:
             handle.remove()
-        for block, rows in self._rows.items() if begun else ():
+        for block, rows in self._rows.items() if stepped else ():
             self._settle(block, rows.double())
-
-
-def _sample(parameter: nn.Parameter) -> Tensor:
-    """A few of its numbers."""
-    return parameter.detach().flatten()[:16].clone()
 
 
 def fold_projection(linear: Linear, basis: Float[Tensor, "rows d"]) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class Site:
         parameters: the trained parameters, by name.
         reduce: sums a tensor over all processes, in place, and returns it; the identity for one process.
         world: the number of processes.
-        alone: whether no other transform is in the method, so that the gradient is taken once, at the step's weights.
+        transforms: all of the method.
     """
 
     model: nn.Module
@@ -39,11 +39,21 @@ class Site:
     parameters: dict[str, nn.Parameter]
     reduce: Callable[[Tensor], Tensor]
     world: int = 1
-    alone: bool = True
+    transforms: tuple[GradientTransform, ...] = ()
+
+    @property
+    def alone(self) -> bool:
+        """Whether a transform has no other beside it, so that the gradient is taken once, at the step's weights."""
+        return len(self.transforms) < 2
 
 
 class GradientTransform(ABC):
-    """A small frozen description of a change to the gradient; `bind` gives the object that makes it."""
+    """A small frozen description of a change to the gradient; `bind` gives the object that makes it.
+
+    `masks` marks one that holds single weights still, which no projection of the step may move.
+    """
+
+    masks: ClassVar[bool] = False
 
     @abstractmethod
     def bind(self, site: Site) -> BoundTransform:

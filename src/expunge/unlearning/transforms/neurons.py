@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class KnowledgeNeuronMask(GradientTransform):
         mismatches: other facts' answers put to each question; fewer where there are fewer different ones.
         seed: of their choice.
     """
+
+    masks: ClassVar[bool] = True
 
     share: float = 0.10
     alpha: float = 10.0

@@ -57,7 +57,14 @@ class ProjectedGradient(GradientTransform):
             raise InputError("The energy must be above 0 and at most 1.", f"energy={self.energy}")
 
     def bind(self, site: Site) -> BoundProjectedGradient:
-        """The projection at work; raises `InputError` where adapters are trained, or no linear map."""
+        """The projection at work; raises `InputError` where adapters are trained, no linear map, or beside a mask."""
+        if any(each.masks for each in site.transforms):
+            raise InputError(
+                "A step that is projected off the retain inputs moves weights that a mask holds still, and one that is "
+                "masked moves along the retain inputs.",
+                "transform",
+                "Take one of the two.",
+            )
         return BoundProjectedGradient(self, site)
 
 

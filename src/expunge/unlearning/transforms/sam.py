@@ -8,9 +8,10 @@ So the answer stays forgotten when the weights are moved a little in the directi
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -21,6 +22,11 @@ from expunge.unlearning.transforms.base import BoundTransform, GradientTransform
 
 if TYPE_CHECKING:
     from expunge.unlearning.transforms.base import Step
+
+_log = logging.getLogger(__name__)
+
+FLOAT32: Final = 4
+"""Bytes."""
 
 FORGET, RETAIN = Share(1.0, 0.0), Share(0.0, 1.0)
 
@@ -40,7 +46,13 @@ class SAM(GradientTransform):
             raise InputError("rho must be a finite number of at least 0.", f"rho={self.rho}")
 
     def bind(self, site: Site) -> BoundSAM:
-        """SAM at work."""
+        """SAM at work; a warning where the weights have too few digits for it."""
+        if any(p.element_size() < FLOAT32 for p in site.parameters.values()):
+            _log.warning(
+                "SAM moves each weight by far less than the digits of its dtype can tell, so most do not move at all "
+                "(rho = %g): train in float32, or leave SAM out.",
+                self.rho,
+            )
         return BoundSAM(self.rho, site)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class SparsityMask(GradientTransform):
     """The mask of SAU; adapters, whose own zeros it would hold, are refused."""
+
+    masks: ClassVar[bool] = True
 
     def bind(self, site: Site) -> BoundSparsityMask:
         """The mask at work on the trained parameters of `site`."""
