@@ -13,7 +13,16 @@ from expunge.errors import InputError, unreadable
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `1e-5` is a number, `no` and `on` are words."""
+    """YAML 1.2: `1e-5` is a number, `no` and `on` are words, and no key stands in a mapping twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for number, key in enumerate(keys):
+            if any((key.tag, key.value) == (other.tag, other.value) for other in keys[:number]):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -74,7 +83,13 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 def parse_files(assignments: Iterable[str], option: str) -> dict[str, str]:
     """`["people=x.jsonl"]` as `{"people": "x.jsonl"}`; InputError names the `option` that they were given to."""
-    return dict(_pair(assignment, option, "NAME=FILE", "people=people.jsonl") for assignment in assignments)
+    files: dict[str, str] = {}
+    for assignment in assignments:
+        name, file = _pair(assignment, option, "NAME=FILE", "people=people.jsonl")
+        if name in files:
+            raise InputError(f"Two files are called {name!r}.", option, "Give each a name of its own.")
+        files[name] = file
+    return files
 
 
 def _pair(assignment: str, option: str, form: str, example: str) -> tuple[str, str]:

@@ -182,9 +182,9 @@ def read_request(
 ) -> Request:
     """The request in some files, read by `read_examples`; questions without options get some, drawn by `seed`."""
     read = partial(read_examples, question=QUESTIONS[template])
-    goes, stays = read(forget), read(retain) if retain else ()
-    groups = {name: read(path) for name, path in (test or {}).items()}
-    others, earlier = (read(path) if path else () for path in (attack, hold))
+    goes, others = (read(path) if path else () for path in (forget, attack))  # what repeats itself here is refused
+    stays, earlier = (_distinct(read(path), path) if path else () for path in (retain, hold))
+    groups = {name: _distinct(read(path), path) for name, path in (test or {}).items()}
     known = [*stays, *(e for name, group in groups.items() if not had_to_go(name) for e in group)]
     filled = partial(with_options, stays=known, goes=[*goes, *others, *earlier], seed=seed)
     bare = sum(not example.options for example in goes)
@@ -206,3 +206,20 @@ def read_request(
             len(goes),
         )
     return request
+
+
+def _distinct(examples: Sequence[Example], path: str) -> tuple[Example, ...]:
+    """`examples` without repeats, of which a warning tells; InputError where two of one id are not the same."""
+    kept: dict[tuple[str, str], Example] = {}
+    owners: dict[str, Example] = {}
+    for example in examples:
+        one = kept.setdefault((example.prompt, example.answer), example)
+        if owners.setdefault(one.id, one) is not one:
+            raise InputError(
+                f"Two different records have the id {one.id!r}.",
+                f"{path}, {one.prompt[:80]!r} -> {one.answer[:40]!r}",
+                "Give each its own, or none.",
+            )
+    if repeats := len(examples) - len(kept):
+        log.warning("%s: %d of %d records repeat others, and are left out.", path, repeats, len(examples))
+    return tuple(kept.values())

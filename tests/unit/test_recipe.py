@@ -8,7 +8,7 @@ import pytest
 
 from expunge.errors import InputError, closest
 from expunge.recipe import Recipe
-from expunge.settings import assign, parse_assignments, parse_yaml
+from expunge.settings import assign, parse_assignments, parse_files, parse_yaml
 
 MINIMAL = {"model": "m", "data": {"benchmark": "world_facts"}}
 
@@ -78,6 +78,28 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_mistakes_are_named(change: dict[str, object], hint: str) -> None:
     with pytest.raises(InputError, match=hint):
         Recipe.of({**MINIMAL, **change}, "test")
+
+
+def test_a_key_that_stands_twice_is_told_of_and_merged_ones_are_not(tmp_path: Path) -> None:
+    """YAML's loaders take the last one without a word."""
+    path = tmp_path / "r.yaml"
+    path.write_text("model: smollm2\nunlearn:\n  max_steps: 3\n  max_steps: 300\n")
+    with pytest.raises(InputError, match=r"'max_steps' stands there twice") as told:
+        Recipe.load(path)
+    assert "r.yaml:4:3" in str(told.value)
+    merged = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: {<<: *b}\n"
+    assert parse_yaml(merged, "here") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 3, "y": 2},
+        "c": {"x": 3, "y": 4},
+        "d": {"x": 3, "y": 2},
+    }
+
+
+def test_two_files_of_one_name_are_told_of() -> None:
+    assert parse_files(["a=1.jsonl", "b=1.jsonl"], "--test") == {"a": "1.jsonl", "b": "1.jsonl"}
+    with pytest.raises(InputError, match="Two files are called 'a'"):
+        parse_files(["a=1.jsonl", "a=2.jsonl"], "--test")
 
 
 def test_broken_yaml_names_the_line(tmp_path: Path) -> None:

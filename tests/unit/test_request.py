@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from expunge.data.example import Example
+from expunge.data.sources import read_examples
 from expunge.errors import InputError
 from expunge.request import FORGET_GROUPS, RETAIN_GROUPS, Request
 
@@ -43,6 +44,21 @@ def test_what_earlier_requests_made_go_is_a_part_of_its_own(tmp_path: Path) -> N
     assert request.hashes().keys() - full().hashes().keys() == {"hold"}
     assert {k: v for k, v in request.hashes().items() if k != "hold"} == full().hashes()
     assert request.hold[0] in request.examples()
+
+
+def test_what_must_go_and_what_must_stay_are_compared_whatever_their_case_and_white_space() -> None:
+    with pytest.raises(InputError, match="forget and retain overlap"):
+        Request((A,), (replace(A, prompt=" where is  A? ", answer="oslo", id="other"),))
+
+
+def test_a_text_is_saved_as_one_and_not_as_an_answer_without_a_question(tmp_path: Path) -> None:
+    text = Example("", "A town on a fjord.", group="towns")
+    request = Request((A,), (text,))
+    assert Request.load(request.save(tmp_path)) == request
+    assert read_examples(tmp_path / "retain.jsonl") == (text,)
+    # As it was saved before.
+    (tmp_path / "retain.jsonl").write_text(json.dumps(text.to_json()) + "\n")
+    assert Request.load(tmp_path) == request
 
 
 def test_lists_are_accepted_and_frozen() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from expunge import pipeline
 from expunge.attacking import stored_attack
 from expunge.attacks.relearn import RelearnRelated
-from expunge.continual.intake import joint_retain, without
+from expunge.continual.intake import joint_retain, own_ids, without
 from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, numbered
 from expunge.continual.standing import known, standing
 from expunge.data.example import Example
@@ -177,7 +177,7 @@ class Requests:
         test |= {f"{EARLIER}{other}": str(stored / other / "forget.jsonl") for other in done}
         data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "test": test}
         data["retain"] = str(self._written(f"{name}.retain.jsonl", retain))
-        hold = [example for other in earlier for example in other.forget]
+        hold = own_ids(example for other in earlier for example in other.forget)
         if hold:
             data["hold"] = str(self._written(f"{name}.hold.jsonl", hold))
         taught = without(request.attack, hold)

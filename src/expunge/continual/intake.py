@@ -23,14 +23,13 @@ def take_in(
         waiting: ids of those that wait.
 
     Raises:
-        InputError: a fact was asked for already, the request wants to keep what it or another had removed, or a request
-            that waits would have nothing to retain.
+        InputError: a fact was asked for already, the request wants to keep what another had removed, or a request that
+            waits would have nothing to retain.
     """
-    _refuse_unwanted(request, request, "this request")
     notes: list[str] = []
     for other, earlier in known.items():
         _refuse_repeats(request, earlier, other, fulfilled=other in done)
-        _refuse_unwanted(request, earlier, f"request {other!r}")
+        _refuse_unwanted(request, earlier, other)
         notes += _overlaps(request, earlier, other)
     _refuse_no_retain(request, name, known, waiting)
     return notes
@@ -38,20 +37,21 @@ def take_in(
 
 def without(examples: Iterable[Example], *others: Iterable[Example]) -> list[Example]:
     """Those of `examples` whose fact none of `others` holds."""
-    known = {_fact(e) for each in others for e in each}
-    return [e for e in examples if _fact(e) not in known]
+    known = {e.fact for each in others for e in each}
+    return [e for e in examples if e.fact not in known]
 
 
 def joint_retain(so_far: Sequence[Request], received: Iterable[Request]) -> list[Example]:
-    """What the requests `so_far` keep, without what one of them wants forgotten or any of `received` attacks with.
+    """What the requests `so_far` keep, without what one of them wants forgotten or any of `received` attacks with."""
+    kept = {e.fact: e for each in so_far for e in each.retain}
+    return own_ids(without(kept.values(), *(each.forget for each in so_far), *(each.attack for each in received)))
 
-    Where two of them gave one id to different facts, the later one's is made anew.
-    """
-    kept = {_fact(e): e for each in so_far for e in each.retain}
-    left = without(kept.values(), *(each.forget for each in so_far), *(each.attack for each in received))
+
+def own_ids(facts: Iterable[Example]) -> list[Example]:
+    """Different facts, each with an id of its own: where two requests gave one id, the later one's is made anew."""
     owners: dict[str, Example] = {}
-    for example in left:
-        one = example if example.id not in owners else replace(example, id="")
+    for fact in facts:
+        one = fact if fact.id not in owners else replace(fact, id="")
         owners[one.id] = one
     return list(owners.values())
 
@@ -66,11 +66,11 @@ def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled
         )
 
 
-def _refuse_unwanted(request: Request, other: Request, named: str) -> None:
+def _refuse_unwanted(request: Request, earlier: Request, other: str) -> None:
     for name, examples in (("retain", request.retain), ("attack", request.attack)):
-        if kept := _shared(examples, other.forget):
+        if kept := _shared(examples, earlier.forget):
             raise InputError(
-                f"The {name} set holds {len(kept)} facts that {named} wants forgotten.",
+                f"The {name} set holds {len(kept)} facts that request {other!r} wants forgotten.",
                 f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
                 f"Leave them out of --{name}.",
             )
@@ -107,10 +107,5 @@ def _overlaps(request: Request, earlier: Request, other: str) -> Iterable[str]:
 
 
 def _shared(some: Iterable[Example], others: Iterable[Example]) -> list[Example]:
-    known = {_fact(e) for e in others}
-    return [e for e in some if _fact(e) in known]
-
-
-def _fact(example: Example) -> tuple[str, ...]:
-    """Prompt and answer, whatever their case and white space."""
-    return tuple(" ".join(text.split()).casefold() for text in (example.prompt, example.answer))
+    known = {e.fact for e in others}
+    return [e for e in some if e.fact in known]

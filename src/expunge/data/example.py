@@ -42,6 +42,11 @@ class Example:
         """Accuracy of a uniform guess among the answer and its options."""
         return 1 / (1 + len(self.options))
 
+    @property
+    def fact(self) -> tuple[str, str]:
+        """Prompt and answer, whatever their case and white space: two examples with the same ask for the same."""
+        return _plain(self.prompt), _plain(self.answer)
+
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types, empty fields left out."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
@@ -52,3 +57,7 @@ class Example:
         if not self.prompt:
             row["text"] = row.pop("answer")
         return row
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()

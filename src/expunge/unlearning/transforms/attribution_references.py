@@ -2,8 +2,9 @@
 
     PreviousBatch       A_{t-1}(b_{t-1})        arXiv:2509.22263, Algorithm 1: two minibatches, two sets of weights
     PreviousWeights     A(theta_{t-1}; b_t)     what eq. 3 writes: one step of the weights, the examples unchanged
-    OriginalWeights     A(theta_0; b_t)         what its text promises: influence stays at its original level (theta_0: as
-                                                training begins, a projection that is trained or stands included)
+    OriginalWeights     A(theta_0; b_t)         what its text promises: influence stays at its original level
+
+theta_0 is the model as training begins, a projection that is trained or stands in it included.
 
 In the first step the first two have nothing to compare with, and the third compares with itself: no penalty.
 """
