@@ -85,9 +85,9 @@ class Run:
 
 
 class CutAfter(Silent):
-    """Interrupts when so many steps are done, as Ctrl-C would (`signal`) or from inside the callback."""
+    """Interrupts when so many steps are done, by a signal as Ctrl-C would, or from inside the callback."""
 
-    def __init__(self, steps: int, by_signal: bool = False) -> None:
+    def __init__(self, steps: int, by_signal: signal.Signals | None = None) -> None:
         self.left, self.by_signal = steps, by_signal
 
     def advance(self, task: str, n: int = 1, **info: float) -> None:
@@ -95,7 +95,7 @@ class CutAfter(Silent):
         if self.left == 0:
             if not self.by_signal:
                 raise KeyboardInterrupt
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.by_signal)
 
 
 TINY: Mapping[str, Mapping[str, Any]] = {

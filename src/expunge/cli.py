@@ -18,7 +18,7 @@ import typer
 from expunge import __version__, cli_audit, cli_request
 from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
-from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option
+from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option, write_any_letters
 from expunge.errors import SETTINGS_PAGE, InputError
 from expunge.models.memory import keep_freed_memory
 
@@ -368,6 +368,7 @@ def main() -> None:
     commands = typer.main.get_command(app)
     bare_flags(commands, typer.Context(commands))
     keep_freed_memory()
+    write_any_letters()
     try:
         commands()
     except Finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,13 @@ FINISHED_SHOWN = 8
 
 out = Console(highlight=False, quiet=SECONDARY)
 err = Console(stderr=True, highlight=False)
+
+
+def write_any_letters() -> None:
+    """Have stdout and stderr escape letters that their encoding lacks: no terminal ends work that is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Bars:

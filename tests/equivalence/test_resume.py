@@ -59,12 +59,15 @@ def test_cut_twice_and_differently_batched(tmp_path: Path) -> None:
     assert largest_difference(weights(whole.make()[1]), weights(resumed)) < 1e-10
 
 
-def test_ctrl_c_waits_for_the_end_of_the_step_and_leaves_its_handler_as_it_was(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_the_step_and_its_handler_is_left_as_it_was(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    before = signal.getsignal(number)
     run = RUNS["npo"]
     with pytest.raises(KeyboardInterrupt):
-        run.make(tmp_path, CutAfter(2, by_signal=True))
-    assert signal.getsignal(signal.SIGINT) is before
+        run.make(tmp_path, CutAfter(2, by_signal=number))
+    assert signal.getsignal(number) is before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     assert_same(weights(run.make()[1]), weights(run.make(tmp_path)[1]))
 

@@ -169,7 +169,7 @@ def test_what_wanda_reads_is_counted_and_said(
     alone = make_attack("prune", {**settings, "tokens": 30}).run(tiny_model, encoder, Request(tiny_examples)).result
     assert "bundled passages" in alone.notes[0] and alone.spent.tokens == 30
     plain = make_attack("prune", {**settings, "criteria": ["magnitude"]}).run(tiny_model, encoder, few).result
-    assert not plain.notes and str(plain.spent) == "1 variants"
+    assert not plain.notes and str(plain.spent) == "1 variant"
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ GOOD = {"prompt": "a", "answer": "b"}
         ({"colour": "red"}, "No known form .*colour"),
         ({}, "No known form"),
         ({"question": "Where?"}, "No known form"),
-        ({"question": "Where?", "answer": None}, "No known form"),
+        ({"question": "Where?", "answer": None}, "'answer' is null"),
         ({"question": 3, "answer": "b"}, "'question' must be text, not int"),
         ({"question": "a", "answer": True}, "'answer' must be text, not bool"),
         ({"question": "a", "answer": ["b"]}, "'answer' must be text, not list"),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,18 @@ def test_text_is_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         atomic_write_text(path, "three")
     assert path.read_bytes() == b"two\n"
     assert names(path.parent) == ["record.json"]
+
+
+def test_a_folder_that_takes_no_file_is_told_of_by_the_file_s_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(prefix: str, dir: Path) -> tuple[int, str]:
+        raise PermissionError(13, "Permission denied", str(dir / f"{prefix}xyz"))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
+    with pytest.raises(PermissionError) as told:
+        atomic_write_text(tmp_path / "record.json", "")
+    assert told.value.filename == str(tmp_path / "record.json")
 
 
 def test_files_have_ordinary_permissions(tmp_path: Path) -> None:

@@ -37,5 +37,8 @@ class Budget:
 
     def __str__(self) -> str:
         """What was spent, in words; what was not is left out, unless nothing was."""
-        spent = [f"{count} {name}" for name, count in asdict(self).items() if count]
+        spent = [f"{count} {name if count > 1 else _ONE[name]}" for name, count in asdict(self).items() if count]
         return ", ".join(spent) or "0 steps"
+
+
+_ONE = {"steps": "step", "examples": "example", "tokens": "token", "variants": "variant", "queries": "query"}

@@ -24,13 +24,15 @@ _FULL: dict[int | None, str] = {errno.ENOSPC: "The disk is full.", errno.EDQUOT:
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk into ResourceError; other errors pass."""
+    """Turn a full disk into ResourceError; other errors pass, with `where` for the name of a temporary neighbour."""
     try:
         yield
     except Exception as error:
         if (what := _FULL.get(_error_number(error))) is not None:
             fix = "Free some space or choose another folder; nothing half-written was left."
             raise ResourceError(what, str(where), fix) from error
+        if isinstance(error, OSError) and Path(str(error.filename)).name.startswith(TEMPORARY):
+            error.filename = str(where)
         raise
 
 

@@ -107,7 +107,8 @@ def sweep(dots: Sequence[Dot], start: float | None, limits: Limits) -> Figure:
     _control(axes)
     for i, dot in enumerate(dots):
         if dot.original is not None:
-            axes.plot([dot.original], [i], marker="|", markersize=9, markeredgewidth=2, color=MUTED)
+            axes.plot([dot.original], [i], marker="|", markersize=9, markeredgewidth=2, color=MUTED,
+                      clip_on=False)  # fmt: skip
     _dots(axes, dots, ATTACK)
     rows(axes, [dot.name for dot in dots], VARIANT)
     scale(axes, limits, percent)
@@ -128,7 +129,7 @@ def _dots(axes: Axes, dots: Sequence[Dot], colour: str) -> None:
             whisker(axes, dot.low, dot.high, i)
         face = STAND_IN["surface"] if dot.hollow else colour
         axes.plot([dot.recovery], [i], marker="o", markersize=6.5, color=face, markeredgecolor=colour,
-                  markeredgewidth=1.5 if dot.hollow else 0)  # fmt: skip
+                  markeredgewidth=1.5 if dot.hollow else 0, clip_on=False)  # fmt: skip
         value(axes, i, percent(dot.recovery), MUTED if dot.hollow else colour)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, obeyed between two steps, where everything can be saved."""
+"""Ctrl-C and SIGTERM, obeyed between two steps, where everything can be saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupts:
-    """What became of Ctrl-C: the first one is only noted, for `check` to raise; a second one raises at once.
+    """What became of the signals: the first one is only noted, for `check` to raise; a second one raises at once.
 
     `torn` says that the second one may have broken a step in two, so that the state is not worth saving.
     """
@@ -34,13 +34,14 @@ class Interrupts:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Interrupts]:
-    """A context in which Ctrl-C waits; outside the main thread, where Python allows no handlers, it changes nothing."""
+    """A context in which the signals wait; outside the main thread, where Python has no handlers, nothing changes."""
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = signal.signal(signal.SIGINT, interrupts.note)
+    before = {number: signal.signal(number, interrupts.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupts
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
