@@ -101,6 +101,7 @@ class CutAfter(Silent):
 TINY: Mapping[str, Mapping[str, Any]] = {
     "rmu": {"objective.layer": 1, "parametrization.layers": [0, 1], "retain_weight": 1.0},
     "klue": {"share": 0.5},
+    "npo_lau": {"transform.layer": 0},
     "mrp_code": {"parametrization.layers": [0, 1], "parametrization.rank": 4, "parametrization.energy": 0.5},
 }
 """What a method of the catalogue needs on a model of two blocks."""

@@ -37,6 +37,7 @@ from expunge.unlearning.transforms.attribution import AttributionPenalty
 from expunge.unlearning.transforms.base import GradientTransform
 from expunge.unlearning.transforms.dual import DualAscent
 from expunge.unlearning.transforms.l2 import L2Penalty
+from expunge.unlearning.transforms.latent import LatentAdversary
 from expunge.unlearning.transforms.neurons import KnowledgeNeuronMask
 from expunge.unlearning.transforms.pgu import ProjectedGradient
 from expunge.unlearning.transforms.relearning import SimulatedRelearning
@@ -98,6 +99,9 @@ METHODS: Final[dict[str, Method]] = {
     "kl": Method(KL(), summary="ascent, held by KL to the start on retain answers (arXiv:2401.06121)"),
     "npo": Method(NPO(), summary="negative preference optimization, with retain loss (arXiv:2404.05868)"),
     "npo_sam": Method(NPO(), (SAM(),), summary="npo, flat against small changes of the weights (arXiv:2502.05374)"),
+    "npo_lau": Method(
+        NPO(), (LatentAdversary(),), summary="npo, against states pushed back towards the answer (arXiv:2408.10682)"
+    ),
     "simnpo": Method(SimNPO(), summary="npo without a starting model, by log-probability per token (Fan et al. 2024)"),
     "dpo": Method(DPO(), summary="a refusal preferred to the answer, with retain loss (arXiv:2401.06121)"),
     "idk": Method(IdkNLL(), summary="fine-tuning on a refusal, with retain loss (arXiv:2401.06121)"),
@@ -217,6 +221,7 @@ TRANSFORMS: Final[dict[str, type[GradientTransform]]] = {
     "attribution": AttributionPenalty,
     "relearning": SimulatedRelearning,
     "sam": SAM,
+    "latent": LatentAdversary,
     "l2": L2Penalty,
     "pgu": ProjectedGradient,
     "knowledge_neurons": KnowledgeNeuronMask,

@@ -193,7 +193,7 @@ class Moment:
         sides = part.forget if share.forget else None, part.retain if share.retain else None
         with ExitStack() as watching:
             for transform in stepper.transforms if share.forget else ():
-                watching.enter_context(transform.watch(len(part.forget)))
+                watching.enter_context(transform.watch(part.forget.index.tolist()))
             cache = self._cache(part) if share.forget else None
             forget, retain = forward_sides(stepper, *sides, cache)
         beside = None if forget is None else self._companions(part, cache)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -109,8 +109,8 @@ class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transfo
         step.add(WHOLE)
         return {}
 
-    def watch(self, forget_rows: int) -> AbstractContextManager[None]:
-        """A context for the forward of one micro-batch, whose rows [0, forget_rows) are forget examples."""
+    def watch(self, items: Sequence[int]) -> AbstractContextManager[None]:
+        """A context for the forward of one micro-batch, whose first rows are these forget items, by their indices."""
         return nullcontext()
 
     def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:
