@@ -68,18 +68,19 @@ def beside(chosen: Mapping[str, Chosen], folder: Path) -> dict[str, Chosen]:
     """`chosen`, with those told apart by a number (NAME@2, NAME@3, ...) under whose name `folder` holds a result of
     other settings: what was found once is not lost to a weaker try."""
 
-    def stands_for(name: str, wanted: Mapping[str, Any]) -> bool:
+    def free(name: str, wanted: Mapping[str, Any]) -> bool:
         file = folder / f"{name}.json"
         try:
             return not file.is_file() or stored_attack(file).settings == wanted
         except InputError:
             return True  # a damaged one is made again
 
-    found = {}
+    found: dict[str, Chosen] = {}
     for name, each in chosen.items():
         wanted = make_attack(name, each.settings).settings()
         numbered = (f"{name}{'-' if '@' in name else '@'}{number}" for number in count(2))
-        found[next(free for free in chain([name], numbered) if stands_for(free, wanted))] = each
+        others = (other for other in numbered if other not in chosen)
+        found[next(other for other in chain([name], others) if other not in found and free(other, wanted))] = each
     return found
 
 

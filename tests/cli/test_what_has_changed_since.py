@@ -129,5 +129,8 @@ def test_results_of_other_settings_get_numbers(tmp_path: Path, expunge: Expunge,
         shutil.copyfile(stored, stored.with_name(f"{name}.json"))
     assert list(beside({"quantise": other, "quantise@mine": other}, stored.parent)) == ["quantise@3", "quantise@mine-2"]
     assert list(beside({"quantise@new": other}, stored.parent)) == ["quantise@new"]
+    (stored.parent / "quantise@2.json").unlink()
+    both = beside({"quantise": other, "quantise@2": same}, stored.parent)
+    assert both == {"quantise@3": other, "quantise@2": same}, "a name that the caller gives is not taken"
     stored.write_text(json.dumps({"name": "quantise"}))
     assert list(beside({"quantise": other}, stored.parent)) == ["quantise"], "a damaged one is made again"

@@ -56,6 +56,25 @@ def test_a_run_that_began_with_another_model_than_the_last_is_not_entered(tmp_pa
     ledger.fulfil("second", models("one", "two"))
 
 
+def test_of_two_runs_of_one_request_the_second_is_entered_only_if_it_was_meant_to_be(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, **TWO)
+    ledger.fulfil("first", models("start", "one"))
+    with pytest.raises(InputError, match="does not wait"):
+        ledger.fulfil("first", models("start", "other"))
+    with pytest.raises(InputError, match="does not wait"):
+        ledger.fulfil("second", models("one", "two"), time=2)
+    with pytest.raises(InputError, match="began with another model the first time"):
+        ledger.fulfil("first", models("elsewhere", "other"), time=2)
+    ledger.fulfil("first", models("start", "other"), time=2)
+    with pytest.raises(InputError, match="does not wait"):
+        ledger.fulfil("first", models("start", "third"), time=2)
+    assert ledger.fulfilled()["first"].model_after == {"w": "other"} and ledger.times("first") == 2
+    ledger.fulfil("second", models("other", "two"))
+    with pytest.raises(InputError, match="'second' was carried out after 'first'"):
+        ledger.fulfil("first", models("start", "third"), time=3)
+    assert len(ledger.entries()) == 5
+
+
 def test_verify_reads_the_whole_chain_of_models(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, **TWO)
     for name, values in (("first", models("start", "one")), ("second", models("start", "two"))):

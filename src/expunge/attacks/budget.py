@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, astuple, dataclass
+from typing import Final
+
+_ONE: Final = {"steps": "step", "examples": "example", "tokens": "token", "variants": "variant", "queries": "query"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,3 @@ class Budget:
         """What was spent, in words; what was not is left out, unless nothing was."""
         spent = [f"{count} {name if count > 1 else _ONE[name]}" for name, count in asdict(self).items() if count]
         return ", ".join(spent) or "0 steps"
-
-
-_ONE = {"steps": "step", "examples": "example", "tokens": "token", "variants": "variant", "queries": "query"}

@@ -190,11 +190,8 @@ def _present(evidence: Evidence, rule: Rule) -> Finding | None:
 
 
 def _untested(evidence: Evidence, rule: Rule) -> Finding | None:
-    return (
-        None
-        if evidence.attacks
-        else Finding("No attack was run that counts, so nothing is known about hidden knowledge.")
-    )
+    told = "No attack was run that counts, so nothing is known about hidden knowledge."
+    return None if evidence.attacks else Finding(told)
 
 
 def _hidden(evidence: Evidence, rule: Rule) -> Finding | None:

@@ -71,14 +71,14 @@ class Requests:
                 f"The request {name!r} was not carried out yet.", str(self.ledger.file), "Leave --again out."
             )
         given = fetched(model, self.progress or Silent())
-        left = str(RunFolder(Path(next(reversed(before.values())).run)).model) if before else ""
+        left = [str(RunFolder(Path(entry.run)).model) for entry in before.values()][-1:]
         begun = done[name].model_before
-        start = next((place for place in (given, left) if _weights_of(place, self._revision) == begun), None)
+        start = next((place for place in (given, *left) if _weights_of(place, self._revision) == begun), None)
         if start is None:
             raise InputError(
                 f"This is not the model that request {name!r} began with.",
                 given,
-                f"Give that one{f', which was left in {left}' if left else ''}.",
+                f"Give that one{''.join(f', which was left in {place}' for place in left)}.",
             )
         if start != given:
             _log.warning("Going on from %s, which request %r began with.", start, name)
@@ -119,7 +119,7 @@ class Requests:
         return self.shared.get("revision")
 
     def _fulfil(self, name: str, model: str) -> Entry:
-        request = self.ledger.request(name)
+        request, time = self.ledger.request(name), self.ledger.times(name) + 1
         recipe = self._recipe(name, request, model)
         measured: dict[str, Measured] = {}
         (record,) = pipeline.run_all([recipe], self.progress, measured)
@@ -145,6 +145,7 @@ class Requests:
                 "standings": standings,
             },
             left,
+            time,
         )
         return self.ledger.fulfilled()[name]
 

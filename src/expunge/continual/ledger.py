@@ -261,22 +261,23 @@ class Ledger:
             self._append({"kind": "received", "request": name, "reason": reason, "data": request.hashes()})
         return notes
 
-    def fulfil(self, name: str, values: Mapping[str, object], removed: Path | None = None) -> None:
+    def fulfil(self, name: str, values: Mapping[str, object], removed: Path | None = None, time: int = 1) -> None:
         """Write down that the request `name` was carried out.
 
         Args:
             name: the request's id.
             values: fields of its entry.
             removed: the file that its run left for later ones of its kind; a copy is kept.
+            time: the how-manieth time it is; above 1, this run takes the place of the one before.
 
         Raises:
-            InputError: it neither waits nor was the last that was carried out, or its run began with another model than
-                the one that the request before it left, or than it began with the first time.
+            InputError: it does not wait or, above 1, was not carried out so often, as the last; or its run began with
+                another model than the one that the request before it left, or than it began with the first time.
         """
         with self._locked():
-            first, before = self.fulfilled().get(name), self.before(name)
-            if first is None and name not in self.pending():
+            if self.times(name) + 1 != time or (time == 1 and name not in self.pending()):
                 raise InputError(f"The request {name!r} does not wait.", str(self.file))
+            first, before = self.fulfilled().get(name), self.before(name)
             last = next(reversed(before.values()), None)
             if last and values.get("model_before") != last.model_after:
                 raise InputError(
@@ -292,7 +293,7 @@ class Ledger:
                 )
             digest = ""
             if removed is not None:
-                kept = self._removed(name, self.times(name) + 1)
+                kept = self._removed(name, time)
                 kept.parent.mkdir(exist_ok=True)
                 shutil.copyfile(removed, kept)
                 digest = sha256(removed)
