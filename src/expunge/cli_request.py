@@ -29,6 +29,9 @@ def add(
     attack: Annotated[
         str | None, typer.Option(help="Facts of the same kind about others, for relearn-related.")
     ] = None,
+    template: Annotated[
+        Literal["plain", "chat"], typer.Option(help="How the questions are put to the model; one for all requests.")
+    ] = "plain",
     name: Annotated[str | None, typer.Option("--id", help="Id of the request; numbered where absent.")] = None,
     reason: Annotated[str, typer.Option(help="Why, or by whom, it was asked.")] = "",
     ledger: Place = DEFAULT,
@@ -47,9 +50,9 @@ def add(
         taken = book.received()
         numbered = (f"request-{n}" for n in count(len(taken) + 1))
         chosen = name or next(each for each in numbered if each not in taken)
-        request = read_request(forget, retain, attack=attack)
+        request = read_request(forget, retain, attack=attack, template=template)
         require_options(request.forget)
-        for note in book.add(request, chosen, reason):
+        for note in book.add(request, chosen, reason, template):
             out.print(f"Note: {note}", markup=False, soft_wrap=True)
         out.print(f"Received {chosen}: {len(request.forget)} facts to forget.", markup=False)
         out.print(f"Next: expunge request apply MODEL --output RUN --ledger {ledger}", markup=False, soft_wrap=True)

@@ -20,8 +20,9 @@ from typing import Any
 from expunge import pipeline
 from expunge.attacking import choose
 from expunge.audit.lm_eval import require
-from expunge.data.collate import Encoder, Template
+from expunge.data.collate import Encoder
 from expunge.data.distractors import require_options
+from expunge.data.forms import Template
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json, write_json
 from expunge.measure import encoder_of, with_text

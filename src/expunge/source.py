@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from expunge.data.benchmarks import BENCHMARKS, Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.benchmarks.world_facts import Known
-from expunge.data.collate import QUESTIONS, Encoder, Template
+from expunge.data.collate import Encoder
 from expunge.data.distractors import with_options
 from expunge.data.example import Example
+from expunge.data.forms import QUESTIONS, Template
 from expunge.data.sources import read_examples, read_texts
 from expunge.errors import InputError, nearest
 from expunge.models.load import load_model

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from audits import Expunge, facts, write
 from expunge.continual.fulfil import verify
@@ -134,3 +135,28 @@ def test_a_text_can_be_kept_but_not_asked_away(expunge: Expunge, at: Path, capsy
         ("", text) for text in texts
     ]
     assert apply(expunge, "taught") == 0
+
+
+def test_all_requests_are_put_to_the_model_with_one_template(
+    expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(at / "taught", at / "chatty")
+    tokenizer = AutoTokenizer.from_pretrained(at / "chatty", trust_remote_code=False)
+    tokenizer.chat_template = "{% for m in messages %}question : {{ m['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(at / "chatty")
+    rows = [{"question": e.prompt, "answer": e.answer, "options": e.options} for e in facts()]
+    for name, own in (("f1", rows[:2]), ("f2", rows[2:4]), ("keep", rows[6:8])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    words = ["request", "add", "--retain", "keep.jsonl"]
+    assert expunge(*words, "--forget", "f1.jsonl", "--id", "one", "--template", "chat") == 0
+    assert Ledger(LEDGER).request("one").forget[0].prompt == facts()[0].prompt, "no words around it"
+    assert expunge(*words, "--forget", "f2.jsonl", "--id", "two") == 1
+    assert "with the template 'chat'" in " ".join(capsys.readouterr().err.split())
+    assert expunge(*words, "--forget", "f2.jsonl", "--id", "two", "--template", "chat") == 0
+    assert apply(expunge, "chatty") == 0
+    for name in ("one", "two"):
+        assert json.loads((at / "runs" / name / "record.json").read_text())["model"]["template"] == "chat"
+    assert (
+        Ledger(LEDGER).entries()[0].digest()
+        != Ledger(LEDGER).entries()[0].model_copy(update={"template": "plain"}).digest()
+    )

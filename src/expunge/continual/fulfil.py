@@ -186,7 +186,8 @@ class Requests:
             data |= {"attack": str(self._written(f"{name}.attack.jsonl", taught))} if taught else {}
         elif taught:
             data["attack"] = str(stored / name / "attack.jsonl")
-        keys = {**self.shared, "model": model, "data": data, "output": str(self._run(name).path)}
+        place, template = str(self._run(name).path), self.ledger.template
+        keys = {**self.shared, "model": model, "data": data, "template": template, "output": place}
         return self._continued(Recipe.of(keys, f"request {name}"), list(done.values()))
 
     def _continued(self, recipe: Recipe, done: Sequence[Entry]) -> Recipe:

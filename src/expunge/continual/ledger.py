@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
 from expunge.continual.intake import take_in
+from expunge.data.forms import Template
 from expunge.errors import InputError, nearest, unreadable
 from expunge.models.storage import atomic_write_text, sha256
 from expunge.request import NAME, Request
@@ -34,7 +35,7 @@ ADAPTERS: Final = "adapters"
 MLP_ROWS: Final = "rows at mlp"
 """Kinds of carried files that there are in ledgers whose entries do not name them yet."""
 
-_LATER: Final[dict[str, Any]] = {"lead": None, "known": {}, "carries": "", "beside": {}}
+_LATER: Final[dict[str, Any]] = {"lead": None, "known": {}, "carries": "", "beside": {}, "template": "plain"}
 """Fields that the first ledgers did not have, each with what stands there without a value."""
 
 
@@ -75,6 +76,7 @@ class Entry(BaseModel):
         previous: sha256 of the entry before this one, as it stands in the file; empty for the first.
         reason: why it was asked, in the words of whoever asked.
         data: sha256 of each part of the request.
+        template: how its questions are put to the model, see `Encoder`.
         method: how it was carried out.
         run: folder of the run, as it was given.
         model_before: sha256 of each weight file that the run began with.
@@ -97,6 +99,7 @@ class Entry(BaseModel):
     previous: str
     reason: str = ""
     data: dict[str, str] = Field(default_factory=dict)
+    template: Template = "plain"
     method: str = ""
     run: str = ""
     model_before: dict[str, str] = Field(default_factory=dict)
@@ -242,12 +245,18 @@ class Ledger:
             raise InputError("What earlier requests removed is missing or was changed.", str(path))
         return path
 
-    def add(self, request: Request, name: str, reason: str = "") -> list[str]:
+    @property
+    def template(self) -> Template:
+        """How the questions of all requests are put to the model."""
+        return next((entry.template for entry in self.received().values()), "plain")
+
+    def add(self, request: Request, name: str, reason: str = "", template: Template = "plain") -> list[str]:
         """Take in a request; what a reader should know about it, in sentences.
 
         Raises:
-            InputError: the id is taken or cannot be a folder's name, a fact was asked for already, the request wants to
-                keep what it or another had removed, or a request that waits would have nothing to retain.
+            InputError: the id is taken or cannot be a folder's name, the template is not that of those before it, a
+                fact was asked for already, the request wants to keep what another had removed, or a request that waits
+                would have nothing to retain.
         """
         if not NAME.fullmatch(name):
             raise InputError("A request's id must be usable as a folder's name.", repr(name), "Use letters and digits.")
@@ -255,10 +264,17 @@ class Ledger:
             received, done = self.received(), self.fulfilled()
             if name in received:
                 raise InputError(f"There is a request {name!r} already.", str(self.file), "Give another --id.")
+            if received and template != self.template:
+                raise InputError(
+                    f"The requests of this ledger are put to the model with the template {self.template!r}.",
+                    f"template {template!r}",
+                    "Give all requests of one model the same.",
+                )
             known = {other: self._stored(received[other]) for other in (*done, *self.pending())}
             notes = take_in(request, name, known, done, self.pending())
             request.save(self.folder / "requests" / name)
-            self._append({"kind": "received", "request": name, "reason": reason, "data": request.hashes()})
+            own = {"reason": reason, "data": request.hashes(), "template": template}
+            self._append({"kind": "received", "request": name, **own})
         return notes
 
     def fulfil(self, name: str, values: Mapping[str, object], removed: Path | None = None, time: int = 1) -> None:

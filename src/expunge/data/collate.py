@@ -5,25 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from expunge.data.forms import Question, bare_question, plain_question
+from expunge.data.forms import QUESTIONS, Question, Template
 from expunge.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-Template = Literal["plain", "chat"]
-
-QUESTIONS: dict[Template, Question] = {"plain": plain_question, "chat": bare_question}
-"""How a bare question becomes a prompt under each template."""
 
 
 @dataclass(frozen=True, slots=True)

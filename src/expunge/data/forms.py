@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from expunge.data.example import Example
 from expunge.errors import InputError
@@ -25,6 +25,12 @@ def plain_question(text: str) -> str:
 def bare_question(text: str) -> str:
     """The question as it stands, which is the user's turn under a chat template."""
     return text
+
+
+Template = Literal["plain", "chat"]
+
+QUESTIONS: Final[dict[Template, Question]] = {"plain": plain_question, "chat": bare_question}
+"""How a bare question becomes a prompt under each template."""
 
 
 @dataclass(frozen=True)
