@@ -89,7 +89,7 @@ def apply(
 
     **Examples:** `expunge request apply ./model --output runs/2026`
 
-    `expunge request apply ./model 2026-017 --again --method mrp --output runs/2026`
+    `expunge request apply ./model 2026-017 --again --set min_steps=108 --output runs/2026`
 
     Interrupted, it goes on when called again; until a request is done, the model of the one before it is the last.
     A request whose verdict is bad is done all the same, until `--again` puts another run in the place of that one.
