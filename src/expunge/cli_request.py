@@ -128,6 +128,7 @@ def apply(
             print_verdict(record, Path(entry.run))
         _print_standings(done[-1])
         out.print(f"Model: {Path(done[-1].run) / 'model'}", markup=False, soft_wrap=True)
+        out.print(f"Ledger: its last entry is {book.entries()[-1].digest()}", markup=False, soft_wrap=True)
         for record in records:
             gate(record, fail_on)
 

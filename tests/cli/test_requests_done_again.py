@@ -118,6 +118,7 @@ def test_the_verdict_is_told_and_can_be_the_exit_code(
     assert apply(expunge, "taught", *gentle) == VerdictBelow.exit_code
     told = capsys.readouterr().out
     assert "one: NOT FORGOTTEN" in told and "Report: runs/one/report.html" in told
+    assert f"its last entry is {Ledger(LEDGER).entries()[-1].digest()}" in told
     assert list(Ledger(LEDGER).fulfilled()) == ["one"], "it is entered all the same"
 
 
