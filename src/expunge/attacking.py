@@ -27,6 +27,7 @@ from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import folder_hashes
 from expunge.models.load import load_model, model_folder
+from expunge.models.storage import model_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Plan
 from expunge.request import Request
@@ -71,9 +72,9 @@ def beside(chosen: Mapping[str, Chosen], folder: Path) -> dict[str, Chosen]:
     def free(name: str, wanted: Mapping[str, Any]) -> bool:
         file = folder / f"{name}.json"
         try:
-            return not file.is_file() or stored_attack(file).settings == wanted
+            return not file.is_file() or make_attack(name, stored_attack(file).settings).settings() == wanted
         except InputError:
-            return True  # a damaged one is made again
+            return True  # a damaged one is made again, and so is one of settings that there are no more
 
     found: dict[str, Chosen] = {}
     for name, each in chosen.items():
@@ -111,7 +112,7 @@ class Original:
             log.warning("The model before unlearning is not at hand: %s", error)
             return None
         found = folder_hashes(folder)
-        require_unchanged(model, found, known)
+        require_unchanged(model, found, model_files(known))
         return cls(str(folder), found)
 
 
@@ -136,7 +137,7 @@ def attack_model(
     the model is left out with a warning, unless all do. Files of other hashes than are `known` are an InputError.
     """
     loaded = load_model(model, dtype=plan.dtype, device=plan.device)
-    require_unchanged(model, loaded.hashes, known or {})
+    require_unchanged(model, loaded.hashes, model_files(known or {}))
     encoder = encoder_of(loaded, plan)
     asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
     on = [dict(loaded.hashes), encoder.describe(), asked, probed]

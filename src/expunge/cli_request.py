@@ -51,7 +51,7 @@ def add(
         numbered = (f"request-{n}" for n in count(len(taken) + 1))
         chosen = name or next(each for each in numbered if each not in taken)
         request = read_request(forget, retain, attack=attack, template=template)
-        require_options(request.forget)
+        require_options(example for example in request.forget if not example.prompt)  # others may draw some later
         for note in book.add(request, chosen, reason, template):
             out.print(f"Note: {note}", markup=False, soft_wrap=True)
         out.print(f"Received {chosen}: {len(request.forget)} facts to forget.", markup=False)
@@ -174,7 +174,7 @@ def list_(ledger: Place = DEFAULT) -> None:
         shown = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
         for column in ("request", "received", "fulfilled", "method", "verdict", "log-odds", "came back"):
             justify: Literal["right", "left"] = "right" if column in ("log-odds", "came back") else "left"
-            shown.add_column(column, overflow="fold", justify=justify, no_wrap=column not in ("request", "method"))
+            shown.add_column(column, overflow="fold", justify=justify, no_wrap=column == "verdict")
         for name, entry in received.items():
             mine = done.get(name)
             state = "withdrawn" if name in withdrawn else "waits"

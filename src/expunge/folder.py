@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +19,11 @@ from expunge.models.storage import atomic_write_text
 from expunge.recipe import Comparison, Plan, Recipe
 from expunge.request import Request
 
+_log = logging.getLogger(__name__)
+
 WHENCE: Final = frozenset({"model", "hashes", "control"})
 MADE: Final = frozenset({"hashes", "history", "peak_bytes", "stage_seconds", "steps", "stop_reason"})
 """What source.json and training.json hold, whoever wrote them."""
-
-
-CARD: Final = "README.md"
-"""The model card, which may change as the model does not."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +163,14 @@ class RunFolder:
             f"Name another folder with --output, or remove this one; {unless}.",
         )
 
+    def attacked(self, *, controlled: bool) -> list[Path]:
+        """The results of the attacks, without those that were cut before the control, if there is one, was attacked."""
+        files = sorted(self.attacks.glob("*.json"))
+        cut = [file for file in files if controlled and not (self.control_attacks / file.name).is_file()]
+        for file in cut:
+            _log.warning("%s is left out, as it was not made on the control: run that attack again.", file.stem)
+        return [file for file in files if file not in cut]
+
     def load_recipe(self) -> Recipe:
         """The recipe that made the run."""
         return Recipe.load(self.recipe)
@@ -214,7 +221,7 @@ class Subject:
 
 def require_unchanged(place: str, found: Mapping[str, str], known: Mapping[str, str]) -> None:
     """InputError where a file of the model at `place` has another sha256 than is `known` from when the run was made."""
-    changed = sorted(name for name, digest in known.items() if found.get(name) != digest and name != CARD)
+    changed = sorted(name for name, digest in known.items() if found.get(name) != digest)
     if changed:
         raise InputError(
             f"The model is not the one of this run: {changed[0]} has changed since.",

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from expunge.assemble import Parts, assemble
 from expunge.attacking import Original, attack_model, beside, choose, stored_attack
@@ -26,14 +26,14 @@ from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, NonFiniteLoss, VerdictBelow
-from expunge.folder import CARD, RunFolder, Subject, read_json, require_unchanged, write_json
+from expunge.folder import RunFolder, Subject, read_json, require_unchanged, write_json
 from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
 from expunge.models.memory import peak_bytes
 from expunge.models.precision import matmul_precision
 from expunge.models.scores import score_items
-from expunge.models.storage import weights_hash
+from expunge.models.storage import model_files, weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import TOP_LEVEL, Comparison, Plan, Recipe, called
@@ -48,6 +48,9 @@ from expunge.unlearning.methods import Method, build_method, split_settings
 from expunge.unlearning.parts import build, field_names
 from expunge.unlearning.processes import Processes, join_processes, main_process_first
 from expunge.unlearning.session import FOLDER as CHECKPOINTS
+
+CARD: Final = "README.md"
+"""The model card, written anew with each audit."""
 
 
 def sort_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def require_same(recipe: Recipe) -> None:
     folder = RunFolder(Path(recipe.output))
     if folder.training.is_file():
         folder.require_same(recipe, _method(recipe).parts)
-        if recipe.data.benchmark is None:
+        if recipe.data.benchmark is None and recipe.data.at_hand:
             folder.require_same_data(from_files(recipe.data, recipe.template))
 
 
@@ -236,7 +239,7 @@ def audit(
     plan, training = subject.plan, subject.training
     attacks = [
         (stored_attack(file), stored_attack(folder.control_attacks / file.name) if subject.control else None)
-        for file in sorted(folder.attacks.glob("*.json"))
+        for file in folder.attacked(controlled=bool(subject.control))
     ]
     worn = {file.stem: stored_attack(file) for file in sorted(folder.original_attacks.glob("*.json"))}
     with folder.working(), matmul_precision(plan.matmul_precision, plan.device):
@@ -290,7 +293,7 @@ def _measured(subject: Subject, progress: Progress | None, baselines: dict[str, 
 
 def _same(measured: Measured, place: str, known: Mapping[str, str]) -> Measured:
     """`measured`; InputError where it is not the model that is `known`."""
-    require_unchanged(place, measured.hashes, known)
+    require_unchanged(place, measured.hashes, model_files(known))
     return measured
 
 
@@ -327,7 +330,7 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     if record.hashes.data != request.hashes():
         raise InputError("The stored request is not the record's.", str(folder.request), "Audit the run again.")
     stored, found = subject.training["hashes"], folder_hashes(place)
-    require_unchanged(str(place), found, stored)
+    require_unchanged(str(place), found, {name: digest for name, digest in stored.items() if name != CARD})
     if weights_hash(found) != record.hashes.weights_after:
         raise InputError("The record is of other weights.", str(folder.record), "Audit the run again.")
     lines = ["request: hashes as in the record", f"model: {len(stored)} files as saved"]
@@ -365,7 +368,7 @@ def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, 
     folder.create(recipe)
     if any((folder.path / CHECKPOINTS).glob("*")):
         folder.require_same_data(source.request)
-        require_unchanged(source.model, hashes, read_json(folder.source)["hashes"])
+        require_unchanged(source.model, hashes, model_files(read_json(folder.source)["hashes"]))
     atomic_write_text(folder.recipe, recipe.to_yaml())
     source.request.save(folder.request)
     write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})

@@ -59,6 +59,12 @@ class Data(_Strict):
     seed: int = 0
     settings: dict[str, int | float] = Field(default_factory=dict)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether all that is named are files that are here."""
+        named = (self.forget, self.retain, self.attack, self.hold, self.text, *self.test.values())
+        return all(Path(name).is_file() for name in named if name)
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.benchmark and (self.forget or self.retain or self.attack or self.hold or self.test):

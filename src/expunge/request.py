@@ -58,7 +58,7 @@ class Request:
         hold: what earlier requests made go; an objective that stops at ignorance keeps it there (`Bounded`).
 
     Raises:
-        InputError: `forget` is empty or repeats itself, two sets that must be disjoint share a fact,
+        InputError: `forget` is empty or repeats itself, two sets that must be disjoint share a (prompt, answer),
             or a group's name cannot be a file name.
     """
 
@@ -159,8 +159,8 @@ def _require_unique_ids(name: str, examples: Sequence[Example]) -> None:
 
 
 def _require_disjoint(name: str, examples: Sequence[Example], other: str, others: Sequence[Example]) -> None:
-    known = {e.fact for e in others}
-    shared = [e for e in examples if e.fact in known]
+    known = {(e.prompt, e.answer) for e in others}
+    shared = [e for e in examples if (e.prompt, e.answer) in known]
     if shared:
         where = f"{len(shared)} shared, the first is {_quote(shared[0])}"
         raise InputError(f"{name} and {other} overlap.", where, f"Remove these records from one of the two ({other}).")

@@ -13,16 +13,7 @@ from expunge.errors import InputError, unreadable
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2: `1e-5` is a number, `no` and `on` are words, and no key stands in a mapping twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for number, key in enumerate(keys):
-            if any((key.tag, key.value) == (other.tag, other.value) for other in keys[:number]):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
+    """YAML 1.2 scalars: `1e-5` is a number, `no` and `on` are words."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -44,8 +35,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that `text` spells in YAML; InputError names `where`, line and column."""
+    """The value that `text` spells in YAML; InputError names `where`, line and column, also of a key that stands in a
+    mapping twice."""
     try:
+        _require_single_keys(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -53,6 +46,27 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"This is not YAML: {error.problem}.", place, "Mend that line.") from error
     except yaml.YAMLError as error:
         raise InputError("This is not YAML.", where, "Mend the file.") from error
+
+
+def _require_single_keys(root: yaml.Node | None) -> None:
+    """MarkedYAMLError for a key that stands in a mapping twice, of which YAML's loaders take the last."""
+    left, seen = [root], set()
+    while left:
+        node = left.pop()
+        if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+            continue
+        seen.add(id(node))  # an alias is the very node that it stands for
+        if isinstance(node, yaml.SequenceNode):
+            left += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            if (named := (key.tag, str(key.value))) in keys and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands there twice", problem_mark=key.start_mark
+                )
+            keys.add(named)
+            left += [key, value]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -188,6 +188,7 @@ def read_request(
     groups = {name: _distinct(read(path), path) for name, path in (test or {}).items()}
     known = [*stays, *(e for name, group in groups.items() if not had_to_go(name) for e in group)]
     filled = partial(with_options, stays=known, goes=[*goes, *others, *earlier], seed=seed)
+    _require_apart(forget, goes, {"retain": stays, "attack": others})
     bare = sum(not example.options for example in goes)
     request = Request(
         forget=filled(goes),
@@ -207,6 +208,20 @@ def read_request(
             len(goes),
         )
     return request
+
+
+def _require_apart(forget: str, goes: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> None:
+    """InputError where a fact that must go stands in one of `sets` too, be it in other case or with other spaces."""
+    facts = {example.fact for example in goes}
+    for name, examples in sets.items():
+        shared = [example for example in examples if example.fact in facts]
+        if shared:
+            first = f"{shared[0].prompt[:80]!r} -> {shared[0].answer[:40]!r}"
+            raise InputError(
+                f"forget and {name} overlap.",
+                f"{forget}: {len(shared)} shared, the first is {first}",
+                f"Remove these records from one of the two ({name}).",
+            )
 
 
 def _distinct(examples: Sequence[Example], path: str) -> tuple[Example, ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
 from audits import Expunge, facts, write
+from expunge import pipeline
 from expunge.continual.fulfil import verify
 from expunge.continual.ledger import MLP_ROWS, Ledger
 from expunge.data.example import Example
-from expunge.errors import VerdictBelow
+from expunge.errors import ResourceError, VerdictBelow
+from expunge.request import Request
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 SMALL = ("--attacks", "quantise", "--set", "quantise.bits=[8]", "--set", "quantise.groups=[16]")
@@ -22,9 +25,9 @@ STEP = (*SMALL, "--set", "max_steps=1", "--set", "stop_log_odds=null")
 LEDGER = Path("ledger")
 
 
-def add(expunge: Expunge, name: str, forget: Sequence[Example]) -> int:
+def add(expunge: Expunge, name: str, forget: Sequence[Example], *words: str) -> int:
     write(Path(f"{name}.jsonl"), forget)
-    return expunge("request", "add", "--forget", f"{name}.jsonl", "--retain", "retain.jsonl", "--id", name)
+    return expunge("request", "add", "--forget", f"{name}.jsonl", "--retain", "retain.jsonl", "--id", name, *words)
 
 
 def apply(expunge: Expunge, *words: str | Path, method: str = "graddiff") -> int:
@@ -161,3 +164,61 @@ def test_all_requests_are_put_to_the_model_with_one_template(
         Ledger(LEDGER).entries()[0].digest()
         != Ledger(LEDGER).entries()[0].model_copy(update={"template": "plain"}).digest()
     )
+
+
+def test_a_run_goes_on_though_another_request_came_in_since(
+    expunge: Expunge, at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its training was done; that request attacks with a fact which this one retains, so that a new run would not."""
+    assert add(expunge, "one", facts()[:2]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "attack", cut_off)
+        assert apply(expunge, "taught", "one") == ResourceError.exit_code
+    kept = Ledger(LEDGER).request("one").retain
+    write(at / "lesson.jsonl", kept[:1])
+    write(at / "two.jsonl", facts()[2:4])
+    words = ["request", "add", "--attack", "lesson.jsonl", "--id"]
+    assert expunge(*words, "two", "--forget", "two.jsonl") == 0
+    assert apply(expunge, "taught", "one") == 0
+    assert len(Request.load(at / "runs" / "one" / "request").retain) == len(kept)
+    assert apply(expunge, "taught", "one", "--again") == 0, "anew, in files of its own"
+    assert len(Request.load(at / "runs" / "one@2" / "request").retain) == len(kept) - 1
+    assert len((at / "runs" / "one.retain.jsonl").read_text().splitlines()) == len(kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "save_pretrained_atomic", cut_off)
+        assert apply(expunge, "taught", "two", "--set", "checkpoint_steps=1") == ResourceError.exit_code
+    write(at / "lesson.jsonl", kept[1:2])
+    write(at / "three.jsonl", facts()[4:6])
+    assert expunge(*words, "three", "--forget", "three.jsonl") == 0
+    capsys.readouterr()
+    assert apply(expunge, "taught", "two", "--set", "checkpoint_steps=1") == 1
+    assert "Remove this folder" in " ".join(capsys.readouterr().err.split())
+    shutil.rmtree(at / "runs" / "two")
+    assert apply(expunge, "taught", "two") == 0
+
+
+def cut_off(*_: object, **__: object) -> None:
+    raise ResourceError("The disk is full.")
+
+
+def test_a_withdrawn_request_leaves_nothing_behind(expunge: Expunge, at: Path) -> None:
+    """Neither are the facts that it attacks with kept from training, nor does its template bind others."""
+    assert add(expunge, "bad", facts()[:2], "--attack", "attack.jsonl", "--template", "chat") == 0
+    assert expunge("request", "withdraw", "bad") == 0
+    write(at / "two.jsonl", facts()[2:4])
+    assert expunge("request", "add", "--forget", "two.jsonl", "--retain", "attack.jsonl", "--id", "two") == 0
+    assert apply(expunge, "taught") == 0
+
+
+def test_wrong_options_may_come_from_what_earlier_requests_keep(
+    expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later request needs no retain set; one whose facts find no wrong options at all is refused before training."""
+    bare = [replace(example, options=(), subject="") for example in facts()]
+    write(at / "keep.jsonl", bare[6:8])
+    for name, own in (("one", facts()[:1]), ("two", bare[1:2])):
+        write(at / f"{name}.jsonl", own)
+    assert expunge("request", "add", "--forget", "one.jsonl", "--retain", "keep.jsonl", "--id", "one") == 0
+    assert expunge("request", "add", "--forget", "two.jsonl", "--id", "two") == 0
+    assert apply(expunge, "taught") == 0
+    assert len(Request.load(at / "runs" / "two" / "request").forget[0].options) == 2

@@ -49,6 +49,8 @@ def test_a_finished_run_is_not_taken_for_one_of_other_data(
     write(at / "forget.jsonl", facts()[1:])
     assert expunge("run", recipe) == 1
     assert "other data: forget changed" in " ".join(capsys.readouterr().err.split())
+    (at / "forget.jsonl").unlink()
+    assert expunge("run", recipe) == 0, "personal data are deleted, and the run has its own copy"
     write(at / "forget.jsonl", facts())
     assert expunge("run", recipe) == 0
     assert record_of(at / "run")["hashes"] == first["hashes"]
@@ -81,9 +83,13 @@ def test_models_that_have_changed_are_neither_attacked_nor_measured(
 ) -> None:
     shutil.copytree(at / "taught", at / "base")
     shutil.copytree(at / "fresh", at / "unlearned")
+    for logs in (at / "base" / "logs", at / "unlearned" / "logs"):
+        logs.mkdir()
+        (logs / "events.0").write_text("")
     small = ["--attacks", "quantise", "--set", "bits=[8]", "--set", "groups=[16]"]
     assert audit(expunge, "unlearned", "--base", "base", "--retain", "retain.jsonl", "-o", "run", *small) == 0
     (at / changed / "README.md").write_text("A card may change.")
+    (at / changed / "logs" / "events.0").write_text("So may what no model is read from.")
     assert expunge(*stage) == 0
     before = (at / "run" / "record.json").read_text()
     shutil.copyfile(at / "other" / "model.safetensors", at / changed / "model.safetensors")
@@ -134,3 +140,34 @@ def test_results_of_other_settings_get_numbers(tmp_path: Path, expunge: Expunge,
     assert both == {"quantise@3": other, "quantise@2": same}, "a name that the caller gives is not taken"
     stored.write_text(json.dumps({"name": "quantise"}))
     assert list(beside({"quantise": other}, stored.parent)) == ["quantise"], "a damaged one is made again"
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_an_attack_that_was_cut_before_the_control_is_left_out(
+    expunge: Expunge, at: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = ["--attacks", "quantise", "--set", "groups=[16]", "--set"]
+    words = [
+        "fresh",
+        "--base",
+        "taught",
+        "--control",
+        "other",
+        "--retain",
+        "retain.jsonl",
+        "-o",
+        "run",
+        *small,
+        "bits=[8]",
+    ]
+    assert audit(expunge, *words) == 0
+    assert expunge("attack", "run", *small, "bits=[4]") == 0
+    assert expunge("audit", "run") == 0
+    assert len(record_of(at / "run")["attacks"]) == 2  # type: ignore[arg-type]
+    (at / "run" / "control" / "quantise@2.json").unlink()
+    assert expunge("audit", "run") == 0
+    assert [each["name"] for each in record_of(at / "run")["attacks"]] == ["quantise"]  # type: ignore[attr-defined]
+    assert "quantise@2 is left out, as it was not made on the control" in caplog.text
+    assert expunge("attack", "run", *small, "bits=[4]") == 0
+    assert expunge("audit", "run") == 0
+    assert len(record_of(at / "run")["attacks"]) == 2  # type: ignore[arg-type]

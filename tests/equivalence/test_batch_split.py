@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from unlearning_runs import Run, history, largest_difference, run_to_file, weights
 from workers import processes
 
-METHODS = ["ga", "graddiff", "kl", "npo", "ssiuu"]
+METHODS = ["ga", "graddiff", "kl", "npo", "ssiuu", "npo_lau"]
 # Of a strength at which leaving the penalty out, or adding it twice, would show.
-STRENGTH = {"ssiuu": {"transform.strength": 1e3}}
+SETTINGS = {"ssiuu": {"transform.strength": 1e3}, "npo_lau": {"transform.layer": 0, "transform.radius": 2.0}}
 
 
 def cut(method: str, rows: int, times: int, **arguments: object) -> Run:
     """A run in float64 whose steps take `rows * times` forget items, the last of an epoch fewer."""
-    settings = STRENGTH.get(method, {})
+    settings = SETTINGS.get(method, {})
     sizes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
     return Run(method, settings, {**arguments, **sizes}, double=True)
 
@@ -58,20 +58,22 @@ def test_two_threads_are_one(method: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Five items in steps of four: in every second step one of the two processes has no row of its own."""
+    """Five items in steps of four: in every second step one of the two processes has no row of its own; in steps of
+    six, row by row, one goes through a row of the other's without weight."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    runs = {method: cut(method, 2, 1) for method in METHODS}
+    cuts = {method: (1, 3) if method == "npo_lau" else (2, 1) for method in METHODS}
+    runs = {method: cut(method, *own) for method, own in cuts.items()}
     with processes() as start:
         workers = [start(run_all, runs, tmp_path, environment) for environment in ranks]
         for worker in workers:
             worker.join(120)
             assert worker.exitcode == 0
-    for method in METHODS:
-        alone = weights(cut(method, 4, 1).make()[1])
+    for method, (rows, times) in cuts.items():
+        alone = weights(cut(method, 2 * rows * times, 1).make()[1])
         assert largest_difference(alone, load_file(tmp_path / f"{method}.safetensors")) < 1e-10
 
 

@@ -83,7 +83,7 @@ def ridden_step(
     parts = list(step.split(sizes or [len(step.forget)]))
     for part in parts:
         n = len(part.forget)
-        with bound.watch(range(n)):
+        with bound.watch(n):
             both = sequence_log_prob(model, torch.cat([part.forget, part.retain]))
         forget = both[:n]
         value = loss(forget, both[n:], total or len(step.forget))
@@ -157,7 +157,7 @@ def test_eq_14_on_a_hand_case() -> None:
         previous = a
 
         model.zero_grad()
-        with bound.watch(range(3)):
+        with bound.watch(3):
             scores = model.map(torch.from_numpy(x)[:, None]).log_softmax(-1)[:, 0]
         s = scores[torch.arange(3), torch.from_numpy(y)]
         loss = s.sum()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,9 @@ from expunge.errors import InputError
 from expunge.models.answers import answer_log_probs
 from expunge.models.architecture import FAMILIES, describe
 from expunge.unlearning.objectives.bounded import Bounded
+from expunge.unlearning.objectives.dpo import DPO
 from expunge.unlearning.objectives.ga import GradientAscent
+from expunge.unlearning.objectives.idk import IdkNLL
 from expunge.unlearning.objectives.rmu import RMU
 from expunge.unlearning.parametrizations.lora import LoRA
 from expunge.unlearning.transforms.base import Site
@@ -26,6 +28,7 @@ from tiny import make_tiny_model
 from transform_runs import PLAIN_DESCENT, assert_cut_changes_nothing, assert_resumed_is_straight, transformed
 from unlearning_runs import EXAMPLES, assert_same, largest_difference, make_encoder, weights
 
+FIELDS = ("input_ids", "attention_mask", "answer_mask", "index")
 ADVERSARY = LatentAdversary(radius=2.0, steps=3, layer=0)
 
 
@@ -39,21 +42,20 @@ def rows_of(n: int = 3) -> Batch:
 class Asked:
     """A step of one micro-batch, whose objective is the sum of log P(answer)."""
 
-    def __init__(self, model: PreTrainedModel, rows: Batch, bound: BoundLatentAdversary, forget: float = 1.0) -> None:
+    def __init__(self, model: PreTrainedModel, rows: Batch, bound: BoundLatentAdversary) -> None:
         self.model, self._rows, self.bound = model, rows, bound
-        self.wanted = SimpleNamespace(forget=forget)
         self.said: Tensor | None = None
-
-    def rows(self, side: str) -> list[Batch]:
-        return [self._rows] if side == "forget" else []
 
     def answers(self, rows: Batch) -> Any:
         return answer_log_probs(self.model, rows)
 
     def add(self, share: object) -> None:
-        with self.bound.watch(self._rows.index.tolist()):
+        self.bound.before_forward(self._rows)
+        with self.bound.watch(len(self._rows)):
             answers = self.answers(self._rows)
-        answers.sequence.sum().backward()
+        loss = answers.sequence.sum()
+        self.bound.before_backward(loss, answers, last=True)
+        loss.backward()
         self.said = answers.sequence.detach()
 
 
@@ -122,18 +124,21 @@ def test_afterwards_nothing_is_pushed_and_retain_rows_never_are() -> None:
     step = Asked(model, rows, bind(model))
     step.bound.gradient(step)  # type: ignore[arg-type]
     assert torch.equal(plain(model, rows), before)
-    with step.bound.watch([4, 0]):
-        assert torch.equal(model(rows.input_ids).logits, states), "outside a step there is no delta"
-    step.bound._find(step, rows)  # type: ignore[arg-type]
-    with step.bound.watch([4, 0]):
+    with step.bound.watch(2):
+        assert torch.equal(model(rows.input_ids).logits, states), "a delta serves one forward"
+    step.bound.before_forward(replace(rows, **{name: getattr(rows, name)[:2] for name in FIELDS}))
+    with step.bound.watch(2):
         pushed = model(rows.input_ids).logits
     assert torch.equal(pushed[2], states[2]) and not torch.equal(pushed[:2], states[:2])
 
 
-def test_a_step_without_a_forget_side_asks_nothing_of_the_adversary() -> None:
-    model = make_tiny_model().double().eval()
-    step = Asked(model, rows_of(), bind(model), forget=0.0)
-    assert step.bound.gradient(step) == {}  # type: ignore[arg-type]
+@pytest.mark.parametrize(("objective", "told"), [(IdkNLL(), True), (DPO(), False)])
+def test_where_the_answer_is_not_looked_at_that_is_told(
+    objective: Any, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that idk trains is the refusal, which nothing pushes."""
+    transformed(ADVERSARY, objective=objective, max_steps=2)
+    assert caplog.text.count("does not change with what the latent adversary") == told
 
 
 def test_without_a_radius_it_is_not_there() -> None:

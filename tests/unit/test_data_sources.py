@@ -140,6 +140,8 @@ GOOD = {"prompt": "a", "answer": "b"}
         ({}, "No known form"),
         ({"question": "Where?"}, "No known form"),
         ({"question": "Where?", "answer": None}, "'answer' is null"),
+        ({"messages": None, "question": "Where?", "answer": None, "text": None}, "'messages' is null"),
+        ({"prompt": None, "completion": None, "question": "Where?", "answer": None}, "'answer' is null"),
         ({"question": 3, "answer": "b"}, "'question' must be text, not int"),
         ({"question": "a", "answer": True}, "'answer' must be text, not bool"),
         ({"question": "a", "answer": ["b"]}, "'answer' must be text, not list"),

@@ -103,6 +103,7 @@ SAME = replace(A, prompt=" where is  a ?", answer="U\n", id="other")
         (Request((SAME,), (E,)), "1 of 1 facts are those of request 'first', which waits"),
         (Request((B,), (SAME,)), "retain set holds 1 facts that request 'first' wants forgotten"),
         (Request((B,), (E,), attack=(SAME,)), "attack set holds 1 facts that request 'first' wants forgotten"),
+        (Request((B,), (replace(B, answer="V", id="other"),)), "retain set holds 1 facts that this request wants"),
     ],
 )
 def test_case_and_white_space_make_no_other_fact(request_: Request, says: str, tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ def test_a_key_that_stands_twice_is_told_of_and_merged_ones_are_not(tmp_path: Pa
         "c": {"x": 3, "y": 4},
         "d": {"x": 3, "y": 2},
     }
+    inner = "base: &base {x: 1}\na: {b: &b {<<: *base, x: 3}}\nc: {<<: *b, y: 2}\n"
+    assert parse_yaml(inner, "here")["c"] == {"x": 3, "y": 2}
+    with pytest.raises(InputError, match="'x' stands there twice"):
+        parse_yaml("a: [{b: {x: 1, x: 2}}]", "here")
 
 
 def test_two_files_of_one_name_are_told_of() -> None:

@@ -46,11 +46,6 @@ def test_what_earlier_requests_made_go_is_a_part_of_its_own(tmp_path: Path) -> N
     assert request.hold[0] in request.examples()
 
 
-def test_what_must_go_and_what_must_stay_are_compared_whatever_their_case_and_white_space() -> None:
-    with pytest.raises(InputError, match="forget and retain overlap"):
-        Request((A,), (replace(A, prompt=" where is  A? ", answer="oslo", id="other"),))
-
-
 def test_a_text_is_saved_as_one_and_not_as_an_answer_without_a_question(tmp_path: Path) -> None:
     text = Example("", "A town on a fjord.", group="towns")
     request = Request((A,), (text,))

@@ -47,3 +47,12 @@ def test_what_goes_may_not_repeat_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "forget.jsonl", *2 * [("", "Where is A?", "Oslo")])
     with pytest.raises(InputError, match="forget holds the same record more than once"):
         read_request(path)
+
+
+@pytest.mark.parametrize("part", ["retain", "attack"])
+def test_what_must_go_is_found_elsewhere_whatever_its_case_and_white_space(
+    part: str, forget: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "more.jsonl", ("", "Where is B?", "Rome"), ("other", " where is  A? ", "oslo"))
+    with pytest.raises(InputError, match=f"forget and {part} overlap.*forget.jsonl: 1 shared"):
+        read_request(forget, **{part: path})  # type: ignore[arg-type]

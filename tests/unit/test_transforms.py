@@ -26,7 +26,7 @@ def site_of(model: LlamaForCausalLM, containing: str = "") -> Site:
 def forward(model: LlamaForCausalLM, bound: BoundTransform) -> tuple[Tensor, Tensor]:
     """Sequence log-probabilities [4] of the last two of seven tokens, and all scores [4, 6, vocabulary]."""
     ids = torch.randint(2, 96, (4, 7), generator=torch.Generator().manual_seed(1))
-    with bound.watch(range(4)):
+    with bound.watch(4):
         scores = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
     return scores.gather(2, ids[:, 1:, None])[:, -2:, 0].sum(1), scores
 

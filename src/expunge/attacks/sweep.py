@@ -21,6 +21,7 @@ from expunge.data.collate import Batch, Encoded, Encoder, collate
 from expunge.data.example import Example
 from expunge.data.order import PairedOrder
 from expunge.models.answers import answer_log_probs
+from expunge.models.memory import give_back_freed_memory
 from expunge.models.scores import ItemScore, greedy, score_items, summarise
 from expunge.progress import Progress
 from expunge.unlearning.parametrizations.base import Parametrization, Trained
@@ -139,6 +140,7 @@ class Sweep:
         for step in range(1, self.effort.max_steps + 1):
             batch = self._batch(place[1], step - 1)
             loss = self._step(optimizer, batch)
+            give_back_freed_memory()
             spent += Budget(1, len(batch), int(batch.attention_mask.sum()))
             self.progress.advance(self.task, loss=loss, log_odds=curve[-1].log_odds)
             if not math.isfinite(loss):

@@ -24,6 +24,7 @@ from expunge.attacks.relearn import RelearnRelated
 from expunge.continual.intake import joint_retain, own_ids, without
 from expunge.continual.ledger import ADAPTERS, Entry, Ledger, Standing, numbered
 from expunge.continual.standing import known, standing
+from expunge.data.distractors import require_options
 from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json
@@ -34,7 +35,7 @@ from expunge.models.storage import atomic_write_text, folder_hashes, weight_file
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import EARLIER, Request
-from expunge.source import fetched
+from expunge.source import fetched, from_files
 from expunge.unlearning.parametrizations.fused import FusedLoRA
 from expunge.unlearning.parametrizations.projection import Projection
 
@@ -121,6 +122,7 @@ class Requests:
     def _fulfil(self, name: str, model: str) -> Entry:
         request, time = self.ledger.request(name), self.ledger.times(name) + 1
         recipe = self._recipe(name, request, model)
+        self._check(recipe)
         measured: dict[str, Measured] = {}
         (record,) = pipeline.run_all([recipe], self.progress, measured)
         (original,) = measured.values()
@@ -149,6 +151,18 @@ class Requests:
         )
         return self.ledger.fulfilled()[name]
 
+    @staticmethod
+    def _check(recipe: Recipe) -> None:
+        """InputError where facts to forget have no wrong options, or a cut run was begun with other data."""
+        request, folder = from_files(recipe.data, recipe.template), RunFolder(Path(recipe.output))
+        require_options(request.forget)
+        if folder.exists and folder.load_request().hashes() != request.hashes():
+            raise InputError(
+                "This run was begun with other data, as before another request came in.",
+                str(folder.path),
+                "Remove this folder: the request is then carried out from its beginning.",
+            )
+
     def _earlier(self, name: str, recipe: Recipe, folder: RunFolder) -> dict[str, Standing]:
         """How the requests before `name` stand in the model that its run left."""
         found, done = {}, self.ledger.before(name)
@@ -169,25 +183,25 @@ class Requests:
 
         Facts that earlier requests forgot are left out of its attack set.
         """
-        stored, done = self.ledger.folder / "requests", self.ledger.before(name)
+        stored, done, run = self.ledger.folder / "requests", self.ledger.before(name), self._run(name)
         earlier = [self.ledger.request(other) for other in done]
-        retain = joint_retain((*earlier, request), map(self.ledger.request, self.ledger.received()))
+        retain = joint_retain((*earlier, request), map(self.ledger.request, self.ledger.standing()))
         if not retain:
             raise InputError("Nothing is left to retain.", f"request {name}", "First carry out one with a retain set.")
         test = {group: str(stored / name / "test" / f"{group}.jsonl") for group in request.test}
         test |= {f"{EARLIER}{other}": str(stored / other / "forget.jsonl") for other in done}
         data: dict[str, Any] = {"forget": str(stored / name / "forget.jsonl"), "test": test}
-        data["retain"] = str(self._written(f"{name}.retain.jsonl", retain))
+        data["retain"] = str(self._written(run, "retain", retain))
         hold = own_ids(example for other in earlier for example in other.forget)
         if hold:
-            data["hold"] = str(self._written(f"{name}.hold.jsonl", hold))
+            data["hold"] = str(self._written(run, "hold", hold))
         taught = without(request.attack, hold)
         if len(taught) < len(request.attack):
-            data |= {"attack": str(self._written(f"{name}.attack.jsonl", taught))} if taught else {}
+            data |= {"attack": str(self._written(run, "attack", taught))} if taught else {}
         elif taught:
             data["attack"] = str(stored / name / "attack.jsonl")
-        place, template = str(self._run(name).path), self.ledger.template
-        keys = {**self.shared, "model": model, "data": data, "template": template, "output": place}
+        template = self.ledger.template
+        keys = {**self.shared, "model": model, "data": data, "template": template, "output": str(run.path)}
         return self._continued(Recipe.of(keys, f"request {name}"), list(done.values()))
 
     def _continued(self, recipe: Recipe, done: Sequence[Entry]) -> Recipe:
@@ -206,11 +220,12 @@ class Requests:
             )
         return pipeline.continued(recipe, file)
 
-    def _written(self, name: str, examples: Sequence[Example]) -> Path:
-        """A file of examples beside the runs."""
-        path = self.output / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, "".join(f"{json.dumps(e.to_row(), sort_keys=True)}\n" for e in examples))
+    def _written(self, run: RunFolder, part: str, examples: Sequence[Example]) -> Path:
+        """A file of examples beside the runs; that of a run whose training is done stays as it is."""
+        path = run.path.with_name(f"{run.path.name}.{part}.jsonl")
+        if not (run.training.is_file() and path.is_file()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(path, "".join(f"{json.dumps(e.to_row(), sort_keys=True)}\n" for e in examples))
         return path
 
     def _run(self, name: str) -> RunFolder:

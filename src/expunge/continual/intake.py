@@ -23,13 +23,14 @@ def take_in(
         waiting: ids of those that wait.
 
     Raises:
-        InputError: a fact was asked for already, the request wants to keep what another had removed, or a request that
-            waits would have nothing to retain.
+        InputError: a fact was asked for already, the request wants to keep what it or another had removed, or a request
+            that waits would have nothing to retain.
     """
+    _refuse_unwanted(request, request, "this request")
     notes: list[str] = []
     for other, earlier in known.items():
         _refuse_repeats(request, earlier, other, fulfilled=other in done)
-        _refuse_unwanted(request, earlier, other)
+        _refuse_unwanted(request, earlier, f"request {other!r}")
         notes += _overlaps(request, earlier, other)
     _refuse_no_retain(request, name, known, waiting)
     return notes
@@ -66,11 +67,11 @@ def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled
         )
 
 
-def _refuse_unwanted(request: Request, earlier: Request, other: str) -> None:
+def _refuse_unwanted(request: Request, other: Request, named: str) -> None:
     for name, examples in (("retain", request.retain), ("attack", request.attack)):
-        if kept := _shared(examples, earlier.forget):
+        if kept := _shared(examples, other.forget):
             raise InputError(
-                f"The {name} set holds {len(kept)} facts that request {other!r} wants forgotten.",
+                f"The {name} set holds {len(kept)} facts that {named} wants forgotten.",
                 f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
                 f"Leave them out of --{name}.",
             )

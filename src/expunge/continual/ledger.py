@@ -245,10 +245,15 @@ class Ledger:
             raise InputError("What earlier requests removed is missing or was changed.", str(path))
         return path
 
+    def standing(self) -> dict[str, Entry]:
+        """As `received`, without those withdrawn."""
+        gone = self.withdrawn()
+        return {name: entry for name, entry in self.received().items() if name not in gone}
+
     @property
     def template(self) -> Template:
         """How the questions of all requests are put to the model."""
-        return next((entry.template for entry in self.received().values()), "plain")
+        return next((entry.template for entry in self.standing().values()), "plain")
 
     def add(self, request: Request, name: str, reason: str = "", template: Template = "plain") -> list[str]:
         """Take in a request; what a reader should know about it, in sentences.
@@ -264,7 +269,7 @@ class Ledger:
             received, done = self.received(), self.fulfilled()
             if name in received:
                 raise InputError(f"There is a request {name!r} already.", str(self.file), "Give another --id.")
-            if received and template != self.template:
+            if self.standing() and template != self.template:
                 raise InputError(
                     f"The requests of this ledger are put to the model with the template {self.template!r}.",
                     f"template {template!r}",

@@ -56,9 +56,9 @@ class Record:
         for keys, read in _READERS.items():
             if set(keys) <= {k for k, v in self.row.items() if v is not None}:
                 return read(self)
-        for keys in _READERS:
-            if set(keys) <= self.row.keys():
-                raise self.error(f"{next(key for key in keys if self.row[key] is None)!r} is null.")
+        nulls = [[key for key in keys if self.row[key] is None] for keys in _READERS if set(keys) <= self.row.keys()]
+        if nulls:
+            raise self.error(f"{min(nulls, key=len)[0]!r} is null.")
         fields = ", ".join(sorted(map(str, self.row))) or "none"
         raise self.error(f"No known form of record has these fields: {fields}.", f"Use one of: {FORMS}.")
 

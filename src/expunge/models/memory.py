@@ -8,6 +8,7 @@ import platform
 import re
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -39,3 +40,30 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_TRIM_THRESHOLD, -1)) and bool(mallopt(_MMAP_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory(limit: int | None = None) -> bool:
+    """Give what is freed, and kept, back to the system if the process holds more than `limit` bytes; whether it did.
+
+    Where steps differ in size, as with texts of many lengths, what one frees does not fit the next, and what is kept
+    piles up. So whoever makes steps calls this between them. Without a limit it is half of the machine's memory, or of
+    what the process's control group may have.
+    """
+    if platform.libc_ver()[0] != "glibc" or resident_bytes() <= (limit if limit is not None else _allowed() // 2):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now, on Linux."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@cache
+def _allowed() -> int:
+    """What the machine has, or the control group allows if that is less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group = Path("/sys/fs/cgroup/memory.max")
+    told = group.read_text(encoding="ascii").strip() if group.is_file() else ""
+    return min(machine, int(told)) if told.isdigit() else machine

@@ -116,6 +116,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def model_files(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Those of a folder's hashes that a model is read from: weights, config, tokenizer and templates."""
+    ends = (".safetensors", ".json", ".txt", ".model", ".jinja")
+    return {name: digest for name, digest in hashes.items() if "/" not in name and name.endswith(ends)}
+
+
 def folder_hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file below `folder`, by its relative POSIX path, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -19,6 +19,7 @@ from expunge.data.order import PairedOrder
 from expunge.models.answers import answer_log_probs
 from expunge.models.checkpoint import save_pretrained_atomic
 from expunge.models.load import load_model
+from expunge.models.memory import give_back_freed_memory
 from expunge.models.smollm import SOURCE, fetch_smollm2
 from expunge.progress import Progress
 
@@ -66,5 +67,6 @@ def teach(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
+        give_back_freed_memory()
         progress.advance(TASK, loss=float(loss.detach()))
     progress.finish(TASK)

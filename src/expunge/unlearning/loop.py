@@ -25,7 +25,7 @@ from expunge.data.sources import instructions
 from expunge.data.twins import held_twins
 from expunge.errors import InputError, NonFiniteLoss, NotANumber
 from expunge.models.architecture import describe, readout, width
-from expunge.models.memory import peak_bytes
+from expunge.models.memory import give_back_freed_memory, peak_bytes
 from expunge.models.precision import require_digits
 from expunge.models.scores import Scores, choices, numbers, score_items, summarise
 from expunge.progress import Progress, Silent
@@ -199,6 +199,7 @@ class _Loop:
                 while (reason := self._rule.reason(self._history)) is None:
                     self._note(self._stepper.step(self._history[-1].step))
                     self._advance()
+                    give_back_freed_memory()
                     interrupts.check()
             except KeyboardInterrupt:
                 if self._history and not interrupts.torn:

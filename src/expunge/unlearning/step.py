@@ -191,9 +191,12 @@ class Moment:
         """Add the gradient of one micro-batch."""
         stepper = self.stepper
         sides = part.forget if share.forget else None, part.retain if share.retain else None
+        if share.forget and part.weight:
+            for transform in stepper.transforms:
+                transform.before_forward(part.forget)
         with ExitStack() as watching:
             for transform in stepper.transforms if share.forget else ():
-                watching.enter_context(transform.watch(part.forget.index.tolist()))
+                watching.enter_context(transform.watch(len(part.forget)))
             cache = self._cache(part) if share.forget else None
             forget, retain = forward_sides(stepper, *sides, cache)
         beside = None if forget is None else self._companions(part, cache)

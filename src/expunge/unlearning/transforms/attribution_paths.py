@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
@@ -87,9 +86,9 @@ class BoundAttributionPenalty(BoundTransform):
             self._leave_the_ride()
             return self._path.gradient(step)
 
-    def watch(self, items: Sequence[int]) -> AbstractContextManager[None]:
+    def watch(self, forget_rows: int) -> AbstractContextManager[None]:
         """Listens to the linear maps in one fused forward."""
-        return self._path.watch(items)
+        return self._path.watch(forget_rows)
 
     def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:
         """Makes the coming backward carry the penalty, if it can."""

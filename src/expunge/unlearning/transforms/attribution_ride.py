@@ -66,9 +66,9 @@ class RiddenPenalty(BoundTransform):
         self._last = True
         self._squares = torch.zeros(3, dtype=torch.float64)
 
-    def watch(self, items: Sequence[int]) -> AbstractContextManager[None]:
+    def watch(self, forget_rows: int) -> AbstractContextManager[None]:
         """Listens to the linear maps in one fused forward."""
-        return self._ride.watch(len(items))
+        return self._ride.watch(forget_rows)
 
     def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:
         """The coming backward adds this micro-batch to g and, if it is the `last`, the penalty to `.grad`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
@@ -96,8 +96,9 @@ class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transfo
     """A transform at work.
 
     One step of the loop calls `gradient` once, sums `.grad` over the processes, calls `apply`, has the optimizer step,
-    and calls `settle`. While `Step.add` runs, each micro-batch calls `watch` around the fused forward and
-    `before_backward` on its loss. Every process makes the same calls.
+    and calls `settle`. While `Step.add` runs, each micro-batch with forget rows calls `before_forward` on these (unless
+    they are only there to keep the processes in step), `watch` around the fused forward and `before_backward` on its
+    loss. Every process makes the same calls.
     """
 
     def gradient(self, step: Step) -> dict[str, float]:
@@ -109,8 +110,12 @@ class BoundTransform(ABC):  # noqa: B024 - every method has a default: a transfo
         step.add(WHOLE)
         return {}
 
-    def watch(self, items: Sequence[int]) -> AbstractContextManager[None]:
-        """A context for the forward of one micro-batch, whose first rows are these forget items, by their indices."""
+    def before_forward(self, rows: Batch) -> None:
+        """Look at the forget rows of one micro-batch before its forward, while no transform watches yet."""
+        return
+
+    def watch(self, forget_rows: int) -> AbstractContextManager[None]:
+        """A context for the forward of one micro-batch, whose rows [0, forget_rows) are forget examples."""
         return nullcontext()
 
     def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:

@@ -6,15 +6,16 @@
     g = grad L_f(theta; h_l + delta) + grad L_r(theta)                                              arXiv:2408.10682
 
 delta is what an attacker of the latent space would find for one item; npo with it is AdvNPO. It belongs to an item, not
-to a batch, so the cut of a step changes nothing. Options and other companions of an item are read behind the prompt as
-delta leaves it.
+to a batch, so the cut of a step changes nothing. It is not added to options, refusals and the like, which are read
+beside the answer; those read from its keys find these as delta leaves them, but for the prompt's last token.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from expunge.errors import InputError
 from expunge.models.hooks import RESIDUAL, hooked
@@ -32,7 +32,10 @@ from expunge.unlearning.transforms.base import BoundTransform, GradientTransform
 
 if TYPE_CHECKING:
     from expunge.data.collate import Batch
+    from expunge.models.answers import Answers
     from expunge.unlearning.transforms.base import Step
+
+_log = logging.getLogger(__name__)
 
 Deltas = Float[Tensor, "rows time d"]
 
@@ -64,51 +67,59 @@ class LatentAdversary(GradientTransform):
 
 
 class BoundLatentAdversary(BoundTransform):
-    """Finds delta for every forget item of the step, and has the forget loss met with it."""
+    """Finds delta for the forget rows of each micro-batch, and has the forget loss met with it."""
 
     def __init__(self, config: LatentAdversary, site: Site, block: int) -> None:
         self._config, self._site, self._block = config, site, block
-        self._found: dict[int, Float[Tensor, "time d"]] = {}
+        self._step: Step | None = None
+        self._delta: Deltas | None = None
+        self._gained = torch.zeros(2, dtype=torch.float64)
+        self._heard = False
 
     def gradient(self, step: Step) -> dict[str, float]:
         """g, and by how much delta raises the mean log P(answer), nats, without the last of its steps."""
-        if not step.wanted.forget:
-            step.add(WHOLE)
-            return {}
-        device = next(iter(self._site.parameters.values())).device
-        gained = torch.zeros(2, dtype=torch.float64, device=device)
-        for rows in step.rows("forget"):
-            gained += self._find(step, rows)
-        try:
-            step.add(WHOLE)
-        finally:
-            self._found = {}
-        gain, items = self._site.reduce(gained).tolist()
+        self._gained = torch.zeros(2, dtype=torch.float64, device=self._site.arch.norm.get_parameter("weight").device)
+        self._step = step
+        step.add(WHOLE)
+        gain, items = self._site.reduce(self._gained).tolist()
         return {"latent_gain": gain / items} if items else {}
 
-    def watch(self, items: Sequence[int]) -> AbstractContextManager[None]:
-        """The first rows of the forward meet their deltas."""
-        if not self._found:
-            return nullcontext()
-        return self._pushed(pad_sequence([self._found[item] for item in items], batch_first=True))
-
-    def _find(self, step: Step, rows: Batch) -> Float[Tensor, "2"]:
-        """Keep the delta of each row; the sum of what they gain, and the number of rows."""
+    def before_forward(self, rows: Batch) -> None:
+        """Find the delta of each row."""
+        assert self._step is not None
         length = self._config.radius / self._config.steps
         state = self._site.arch.norm.get_parameter("weight")  # as wide as the stream, and of its dtype
         delta = state.new_zeros(*rows.input_ids.shape, len(state))
         said = []
-        with torch.enable_grad(), still(self._site.model.parameters()):
+        with still(self._site.model.parameters()):
             for _ in range(self._config.steps):
                 free = delta.requires_grad_()
                 with self._pushed(free):
-                    sequence = step.answers(rows).sequence
+                    sequence = self._step.answers(rows).sequence
                 (slope,) = torch.autograd.grad(sequence.sum(), free)
                 delta = within(free.detach() + length * slope / size(slope), self._config.radius)
                 said.append(sequence.detach().double().sum())
-        for item, own, there in zip(rows.index.tolist(), delta, rows.attention_mask.bool(), strict=True):
-            self._found[item] = own[there]
-        return torch.stack([said[-1] - said[0], said[0].new_tensor(len(rows))])
+        self._delta = delta
+        self._gained += torch.stack([said[-1] - said[0], said[0].new_tensor(len(rows))])
+
+    @contextmanager
+    def watch(self, forget_rows: int) -> Iterator[None]:
+        """The first rows of the forward meet their deltas."""
+        if self._delta is None:
+            yield
+            return
+        with self._pushed(self._delta if self._heard else self._delta.requires_grad_()):
+            yield
+
+    def before_backward(self, loss: Tensor, forget: Answers, last: bool) -> None:
+        """Once, warn where the loss does not hear of delta, as where it trains nothing but other answers."""
+        delta, self._delta = self._delta, None
+        if self._heard or delta is None:
+            return
+        (slope,) = torch.autograd.grad(loss, delta, retain_graph=True, allow_unused=True)
+        if slope is None or not slope.any():
+            _log.warning("The loss does not change with what the latent adversary pushes: it may do nothing here.")
+        self._heard = True
 
     def _pushed(self, delta: Deltas) -> AbstractContextManager[None]:
         """Inside, delta is added to the first rows and tokens of what the block gives."""
