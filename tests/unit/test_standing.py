@@ -102,9 +102,9 @@ def test_a_ledger_of_means_counts_every_question_as_the_mean() -> None:
 
 def test_an_entry_from_before_there_were_later_fields_keeps_its_hash() -> None:
     entry = Entry(kind="fulfilled", request="a", time="2026", previous="", before=5.0)
-    later = {"lead", "known", "carries", "beside"}
+    later = {"lead", "known", "carries", "beside", "template"}
     told = {key: value for key, value in entry.model_dump(mode="json").items() if key not in later}
     assert entry.digest() == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     assert Entry.model_validate(told) == entry
-    for change in ({"lead": 5.0}, {"known": KNEW}):
+    for change in ({"lead": 5.0}, {"known": KNEW}, {"template": "chat"}):
         assert entry.model_copy(update=change).digest() != entry.digest()
