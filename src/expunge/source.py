@@ -180,13 +180,17 @@ def read_request(
     text: str | None = None,
     seed: int = 0,
     template: Template = "plain",
+    kept: Sequence[Example] = (),
 ) -> Request:
-    """The request in some files, read by `read_examples`; questions without options get some, drawn by `seed`."""
+    """The request in some files, read by `read_examples`; questions without options get some, drawn by `seed`.
+
+    `kept` are further facts that stay, whose answers may be such options.
+    """
     read = partial(read_examples, question=QUESTIONS[template])
     goes, others = (read(path) if path else () for path in (forget, attack))  # what repeats itself here is refused
     stays, earlier = (_distinct(read(path), path) if path else () for path in (retain, hold))
     groups = {name: _distinct(read(path), path) for name, path in (test or {}).items()}
-    known = [*stays, *(e for name, group in groups.items() if not had_to_go(name) for e in group)]
+    known = [*stays, *kept, *(e for name, group in groups.items() if not had_to_go(name) for e in group)]
     filled = partial(with_options, stays=known, goes=[*goes, *others, *earlier], seed=seed)
     _require_apart(forget, goes, {"retain": stays, "attack": others})
     bare = sum(not example.options for example in goes)

@@ -213,7 +213,7 @@ def test_a_withdrawn_request_leaves_nothing_behind(expunge: Expunge, at: Path) -
 def test_wrong_options_may_come_from_what_earlier_requests_keep(
     expunge: Expunge, at: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A later request needs no retain set; one whose facts find no wrong options at all is refused before training."""
+    """A later request needs no retain set; one whose facts find no wrong options at all is refused."""
     bare = [replace(example, options=(), subject="") for example in facts()]
     write(at / "keep.jsonl", bare[6:8])
     for name, own in (("one", facts()[:1]), ("two", bare[1:2])):
@@ -221,4 +221,9 @@ def test_wrong_options_may_come_from_what_earlier_requests_keep(
     assert expunge("request", "add", "--forget", "one.jsonl", "--retain", "keep.jsonl", "--id", "one") == 0
     assert expunge("request", "add", "--forget", "two.jsonl", "--id", "two") == 0
     assert apply(expunge, "taught") == 0
-    assert len(Request.load(at / "runs" / "two" / "request").forget[0].options) == 2
+    assert len(Ledger(LEDGER).request("two").forget[0].options) == 2
+    assert add(expunge, "three", facts()[2:4]) == 0
+    assert apply(expunge, "taught") == 0, "the second one is scored again, with its options"
+    write(at / "four.jsonl", [replace(bare[5], prompt="who ?", answer="nobody")])
+    assert expunge("request", "add", "--forget", "four.jsonl", "--ledger", "new") == 1
+    assert "has no wrong options" in " ".join(capsys.readouterr().err.split())
