@@ -125,7 +125,7 @@ def test_more_variants_never_find_less_and_the_head_stays(
         )
         assert head is not None and torch.equal(head, own.weight)
         assert result.spent.variants == len(groups) == len(result.curve) - 1
-        assert str(result.spent) == f"{len(groups)} variants"
+        assert str(result.spent) == f"{len(groups)} {'variant' if len(groups) == 1 else 'variants'}"
         found.append(result.best.log_odds)
         scored.append({point.variant: point.item_log_odds for point in result.curve})
     assert found == sorted(found)
