@@ -27,7 +27,6 @@ from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
 from expunge.models.checkpoint import folder_hashes
 from expunge.models.load import load_model, model_folder
-from expunge.models.storage import model_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Plan
 from expunge.request import Request
@@ -112,7 +111,7 @@ class Original:
             log.warning("The model before unlearning is not at hand: %s", error)
             return None
         found = folder_hashes(folder)
-        require_unchanged(model, found, model_files(known))
+        require_unchanged(model, found, known)
         return cls(str(folder), found)
 
 
@@ -137,7 +136,7 @@ def attack_model(
     the model is left out with a warning, unless all do. Files of other hashes than are `known` are an InputError.
     """
     loaded = load_model(model, dtype=plan.dtype, device=plan.device)
-    require_unchanged(model, loaded.hashes, model_files(known or {}))
+    require_unchanged(model, loaded.hashes, known or {})
     encoder = encoder_of(loaded, plan)
     asked = [request.hashes(), {item: twin.to_json() for item, twin in (twins or {}).items()}]
     on = [dict(loaded.hashes), encoder.describe(), asked, probed]

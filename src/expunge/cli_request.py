@@ -50,8 +50,7 @@ def add(
         taken = book.received()
         numbered = (f"request-{n}" for n in count(len(taken) + 1))
         chosen = name or next(each for each in numbered if each not in taken)
-        kept = [fact for other in book.standing() for fact in book.request(other).retain]
-        request = read_request(forget, retain, attack=attack, template=template, kept=kept)
+        request = read_request(forget, retain, attack=attack, template=template, kept=book.kept())
         require_options(request.forget)
         for note in book.add(request, chosen, reason, template):
             out.print(f"Note: {note}", markup=False, soft_wrap=True)

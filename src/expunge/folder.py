@@ -15,7 +15,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from expunge.errors import InputError, unreadable
-from expunge.models.storage import atomic_write_text
+from expunge.models.storage import atomic_write_text, model_files
 from expunge.recipe import Comparison, Plan, Recipe
 from expunge.request import Request
 
@@ -132,14 +132,14 @@ class RunFolder:
         if made != parts or not self._of(recipe):
             raise self.refusal("only the same recipe, of a method that has not changed since, goes on")
 
-    def require_same_data(self, request: Request) -> None:
-        """InputError unless the run is of `request`."""
+    def require_same_data(self, request: Request, fix: str = "") -> None:
+        """InputError, which says what to do (`fix`), unless the run is of `request`."""
         stored, asked = self.load_request().hashes(), request.hashes()
         if changed := sorted(part for part in stored | asked if stored.get(part) != asked.get(part)):
             raise InputError(
                 f"The run in this folder was made with other data: {', '.join(changed)} changed since.",
                 str(self.path),
-                "Restore the data, or name another folder with --output.",
+                fix or "Restore the data, or name another folder with --output.",
             )
 
     def _of(self, recipe: Recipe) -> bool:
@@ -220,7 +220,13 @@ class Subject:
 
 
 def require_unchanged(place: str, found: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """InputError where a file of the model at `place` has another sha256 than is `known` from when the run was made."""
+    """InputError where a file that the model at `place` is read from has another sha256 than is `known` from when the
+    run was made."""
+    require_files(place, found, model_files(known))
+
+
+def require_files(place: str, found: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """As `require_unchanged`, of every file that is `known`."""
     changed = sorted(name for name, digest in known.items() if found.get(name) != digest)
     if changed:
         raise InputError(

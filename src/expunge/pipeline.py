@@ -26,14 +26,14 @@ from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, NonFiniteLoss, VerdictBelow
-from expunge.folder import RunFolder, Subject, read_json, require_unchanged, write_json
+from expunge.folder import RunFolder, Subject, read_json, require_files, require_unchanged, write_json
 from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
 from expunge.models.memory import peak_bytes
 from expunge.models.precision import matmul_precision
 from expunge.models.scores import score_items
-from expunge.models.storage import model_files, weights_hash
+from expunge.models.storage import weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import TOP_LEVEL, Comparison, Plan, Recipe, called
@@ -293,7 +293,7 @@ def _measured(subject: Subject, progress: Progress | None, baselines: dict[str, 
 
 def _same(measured: Measured, place: str, known: Mapping[str, str]) -> Measured:
     """`measured`; InputError where it is not the model that is `known`."""
-    require_unchanged(place, measured.hashes, model_files(known))
+    require_unchanged(place, measured.hashes, known)
     return measured
 
 
@@ -330,7 +330,7 @@ def verify(path: Path, sample: int = 8) -> list[str]:
     if record.hashes.data != request.hashes():
         raise InputError("The stored request is not the record's.", str(folder.request), "Audit the run again.")
     stored, found = subject.training["hashes"], folder_hashes(place)
-    require_unchanged(str(place), found, {name: digest for name, digest in stored.items() if name != CARD})
+    require_files(str(place), found, {name: digest for name, digest in stored.items() if name != CARD})
     if weights_hash(found) != record.hashes.weights_after:
         raise InputError("The record is of other weights.", str(folder.record), "Audit the run again.")
     lines = ["request: hashes as in the record", f"model: {len(stored)} files as saved"]
@@ -368,7 +368,7 @@ def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, 
     folder.create(recipe)
     if any((folder.path / CHECKPOINTS).glob("*")):
         folder.require_same_data(source.request)
-        require_unchanged(source.model, hashes, model_files(read_json(folder.source)["hashes"]))
+        require_unchanged(source.model, hashes, read_json(folder.source)["hashes"])
     atomic_write_text(folder.recipe, recipe.to_yaml())
     source.request.save(folder.request)
     write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})

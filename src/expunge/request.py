@@ -153,21 +153,21 @@ def _require_unique_ids(name: str, examples: Sequence[Example]) -> None:
         example = next(e for e in examples if e.id == repeated[0])
         raise InputError(
             f"{name} holds the same record more than once.",
-            _quote(example),
+            example.quoted,
             "Remove the repeats, or give them own ids.",
         )
 
 
 def _require_disjoint(name: str, examples: Sequence[Example], other: str, others: Sequence[Example]) -> None:
     known = {(e.prompt, e.answer) for e in others}
-    shared = [e for e in examples if (e.prompt, e.answer) in known]
-    if shared:
-        where = f"{len(shared)} shared, the first is {_quote(shared[0])}"
-        raise InputError(f"{name} and {other} overlap.", where, f"Remove these records from one of the two ({other}).")
+    if both := [e for e in examples if (e.prompt, e.answer) in known]:
+        raise overlap(name, other, both)
 
 
-def _quote(example: Example) -> str:
-    return f"{example.prompt[:80]!r} -> {example.answer[:40]!r}"
+def overlap(name: str, other: str, both: Sequence[Example], place: str = "") -> InputError:
+    """That the sets `name` and `other` have these examples in common."""
+    where = f"{place}{len(both)} shared, the first is {both[0].quoted}"
+    return InputError(f"{name} and {other} overlap.", where, f"Remove these records from one of the two ({other}).")
 
 
 def _canonical(value: object) -> str:

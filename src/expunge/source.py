@@ -17,7 +17,7 @@ from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.benchmarks.world_facts import Known
 from expunge.data.collate import Encoder
 from expunge.data.distractors import with_options
-from expunge.data.example import Example
+from expunge.data.example import Example, shared
 from expunge.data.forms import QUESTIONS, Template
 from expunge.data.sources import read_examples, read_texts
 from expunge.errors import InputError, nearest
@@ -26,7 +26,7 @@ from expunge.models.smollm import cache_folder, fetch_smollm2
 from expunge.models.teaching import Lessons, teach_smollm2
 from expunge.progress import Progress, Silent
 from expunge.recipe import SMOLLM2, TRAINED, Data, Recipe
-from expunge.request import Request, had_to_go
+from expunge.request import Request, had_to_go, overlap
 
 log = logging.getLogger(__name__)
 
@@ -216,16 +216,9 @@ def read_request(
 
 def _require_apart(forget: str, goes: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> None:
     """InputError where a fact that must go stands in one of `sets` too, be it in other case or with other spaces."""
-    facts = {example.fact for example in goes}
     for name, examples in sets.items():
-        shared = [example for example in examples if example.fact in facts]
-        if shared:
-            first = f"{shared[0].prompt[:80]!r} -> {shared[0].answer[:40]!r}"
-            raise InputError(
-                f"forget and {name} overlap.",
-                f"{forget}: {len(shared)} shared, the first is {first}",
-                f"Remove these records from one of the two ({name}).",
-            )
+        if both := shared(examples, goes):
+            raise overlap("forget", name, both, f"{forget}: ")
 
 
 def _distinct(examples: Sequence[Example], path: str) -> tuple[Example, ...]:
@@ -237,7 +230,7 @@ def _distinct(examples: Sequence[Example], path: str) -> tuple[Example, ...]:
         if owners.setdefault(one.id, one) is not one:
             raise InputError(
                 f"Two different records have the id {one.id!r}.",
-                f"{path}, {one.prompt[:80]!r} -> {one.answer[:40]!r}",
+                f"{path}, {one.quoted}",
                 "Give each its own, or none.",
             )
     if repeats := len(examples) - len(kept):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from audits import Expunge, facts, write
+from audits import Expunge, cut_off, facts, write
 from expunge import pipeline
 from expunge.continual.fulfil import verify
 from expunge.continual.ledger import MLP_ROWS, Ledger
@@ -195,10 +195,6 @@ def test_a_run_goes_on_though_another_request_came_in_since(
     assert "Remove this folder" in " ".join(capsys.readouterr().err.split())
     shutil.rmtree(at / "runs" / "two")
     assert apply(expunge, "taught", "two") == 0
-
-
-def cut_off(*_: object, **__: object) -> None:
-    raise ResourceError("The disk is full.")
 
 
 def test_a_withdrawn_request_leaves_nothing_behind(expunge: Expunge, at: Path) -> None:

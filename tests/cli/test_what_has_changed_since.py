@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from audits import Expunge, audit, facts, record_of, write
+from audits import Expunge, audit, cut_off, facts, record_of, write
 from expunge.attacking import beside, stored_attack
 from expunge.attacks.suites import Chosen
 from expunge.errors import ResourceError
@@ -33,10 +33,6 @@ def recipe(at: Path) -> Path:
     path = at / "recipe.yaml"
     path.write_text(RECIPE)
     return path
-
-
-def cut_off(*_: object) -> None:
-    raise ResourceError("The disk is full.")
 
 
 @pytest.mark.usefixtures("unrendered")

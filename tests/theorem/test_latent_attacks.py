@@ -20,7 +20,7 @@ from expunge.attacks import ATTACKS, make_attack
 from expunge.attacks.ablate import without_direction
 from expunge.attacks.base import AttackResult, Target
 from expunge.attacks.budget import Budget
-from expunge.attacks.pgd import PGD, _slope, ascended
+from expunge.attacks.pgd import PGD, _slope
 from expunge.attacks.search import Goal
 from expunge.attacks.weights import Weights
 from expunge.audit.planted import Suppressor, plant
@@ -29,6 +29,7 @@ from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.models.architecture import describe
 from expunge.models.hooks import RESIDUAL, recording
+from expunge.models.push import ascended
 from expunge.models.scores import score_items, summarise
 from expunge.progress import Silent
 from expunge.request import Request

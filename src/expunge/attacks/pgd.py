@@ -30,6 +30,7 @@ from expunge.attacks.weights import Weights
 from expunge.errors import InputError
 from expunge.models.architecture import Architecture, describe
 from expunge.models.hooks import RESIDUAL, hooked
+from expunge.models.push import ascended
 from expunge.models.states import prompt_states
 from expunge.unlearning.parametrizations.layers import chosen_blocks
 
@@ -111,14 +112,6 @@ class PGD(Search):
 def pushed(arch: Architecture, block: int, delta: Push) -> AbstractContextManager[None]:
     """Inside, `delta` is added to what the block gives, at every position."""
     return hooked(arch, {(block, RESIDUAL): lambda states: states + delta})
-
-
-def ascended(delta: Push, slope: Push, step: float, radius: float) -> Push:
-    """`delta` after a step of length `step` up the slope, back in the ball of `radius`; a slope of zero is no step."""
-    tiny = torch.finfo(delta.dtype).tiny
-    moved = delta + step * slope / slope.norm().clamp(min=tiny)
-    inside: Tensor = moved * (radius / moved.norm().clamp(min=tiny)).clamp(max=1)
-    return inside
 
 
 def _slope(goal: Goal, groups: Groups, arch: Architecture, block: int, delta: Push) -> Push:

@@ -31,7 +31,7 @@ from expunge.folder import RunFolder, read_json
 from expunge.measure import Measured, score_set
 from expunge.models.load import model_folder
 from expunge.models.scores import summarise
-from expunge.models.storage import atomic_write_text, folder_hashes, weight_files
+from expunge.models.storage import atomic_write_text, beside_files, folder_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import EARLIER, Request
@@ -127,7 +127,7 @@ class Requests:
         (record,) = pipeline.run_all([recipe], self.progress, measured)
         (original,) = measured.values()
         folder, knew = RunFolder(Path(recipe.output)), known(original.snapshot.forget, original.snapshot.twins)
-        results = [stored_attack(file) for file in sorted(folder.attacks.glob("*.json"))]
+        results = [stored_attack(file) for file in folder.attacked(controlled=False)]
         own = standing(record.scores.forget.after, results, knew)
         standings = {name: own, **self._earlier(name, recipe, folder)}
         left = folder.removed if folder.removed.is_file() else None
@@ -143,7 +143,7 @@ class Requests:
                 "before": summarise(original.snapshot.forget).log_odds,
                 "known": knew,
                 "carries": _kind(recipe) if left else "",
-                "beside": _beside(after),
+                "beside": beside_files(after),
                 "standings": standings,
             },
             left,
@@ -156,11 +156,9 @@ class Requests:
         """InputError where facts to forget have no wrong options, or a cut run was begun with other data."""
         request, folder = from_files(recipe.data, recipe.template), RunFolder(Path(recipe.output))
         require_options(request.forget)
-        if folder.exists and folder.load_request().hashes() != request.hashes():
-            raise InputError(
-                "This run was begun with other data, as before another request came in.",
-                str(folder.path),
-                "Remove this folder: the request is then carried out from its beginning.",
+        if folder.exists:
+            folder.require_same_data(
+                request, "Remove this folder, if another request came in since: this one then begins anew."
             )
 
     def _earlier(self, name: str, recipe: Recipe, folder: RunFolder) -> dict[str, Standing]:
@@ -259,7 +257,7 @@ def verify(ledger: Ledger, model: str) -> list[str]:
     found = folder_hashes(Path(model))
     if weight_files(found) != last.model_after:
         raise _another_model(last, model)
-    if last.beside and (other := sorted(name for name, _ in last.beside.items() ^ _beside(found).items())):
+    if last.beside and (other := sorted(name for name, _ in last.beside.items() ^ beside_files(found).items())):
         raise InputError(
             f"The weights are those that request {last.request!r} left, but {other[0]} is not.",
             model,
@@ -318,11 +316,6 @@ def _weights_of(place: str, revision: str | None) -> dict[str, str] | None:
         return _weights(model_folder(place, revision))
     except InputError:
         return None
-
-
-def _beside(hashes: Mapping[str, str]) -> dict[str, str]:
-    """Those of a checkpoint's hashes that are of its config, tokenizer and templates."""
-    return {name: digest for name, digest in hashes.items() if name.endswith((".json", ".txt", ".model", ".jinja"))}
 
 
 def _without_related(recipe: Recipe) -> Recipe:

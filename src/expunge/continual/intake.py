@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from expunge.data.example import Example
+from expunge.data.example import Example, shared
 from expunge.errors import InputError
 from expunge.request import Request
 
@@ -58,21 +58,21 @@ def own_ids(facts: Iterable[Example]) -> list[Example]:
 
 
 def _refuse_repeats(request: Request, earlier: Request, other: str, *, fulfilled: bool) -> None:
-    if again := _shared(request.forget, earlier.forget):
+    if again := shared(request.forget, earlier.forget):
         state = "was fulfilled already" if fulfilled else "waits already"
         raise InputError(
             f"{len(again)} of {len(request.forget)} facts are those of request {other!r}, which {state}.",
-            f"{again[0].prompt[:80]!r} -> {again[0].answer[:40]!r}",
+            again[0].quoted,
             "Leave them out.",
         )
 
 
 def _refuse_unwanted(request: Request, other: Request, named: str) -> None:
     for name, examples in (("retain", request.retain), ("attack", request.attack)):
-        if kept := _shared(examples, other.forget):
+        if kept := shared(examples, other.forget):
             raise InputError(
                 f"The {name} set holds {len(kept)} facts that {named} wants forgotten.",
-                f"{kept[0].prompt[:80]!r} -> {kept[0].answer[:40]!r}",
+                kept[0].quoted,
                 f"Leave them out of --{name}.",
             )
 
@@ -94,19 +94,14 @@ def _refuse_no_retain(request: Request, name: str, known: Mapping[str, Request],
 
 def _overlaps(request: Request, earlier: Request, other: str) -> Iterable[str]:
     """What is allowed and worth knowing."""
-    if dropped := _shared(request.forget, earlier.retain):
+    if dropped := shared(request.forget, earlier.retain):
         yield f"{len(dropped)} facts were kept for request {other!r}; from now on they are not."
-    if tried := _shared(request.forget, earlier.attack):
+    if tried := shared(request.forget, earlier.attack):
         yield f"{len(tried)} facts are in the attack set of request {other!r}; once forgotten, its attacks do without."
-    if tried := _shared(request.retain, earlier.attack):
+    if tried := shared(request.retain, earlier.attack):
         yield f"{len(tried)} facts to retain are in the attack set of request {other!r}; training does not see them."
-    if kept := _shared(request.attack, earlier.retain):
+    if kept := shared(request.attack, earlier.retain):
         yield f"{len(kept)} facts to attack with were kept for request {other!r}; from now on they are not."
     subjects = {e.subject for e in request.forget if e.subject} & {e.subject for e in earlier.forget}
     if subjects:
         yield f"Request {other!r} is about {', '.join(sorted(subjects)[:3])} too, with other facts."
-
-
-def _shared(some: Iterable[Example], others: Iterable[Example]) -> list[Example]:
-    known = {e.fact for e in others}
-    return [e for e in some if e.fact in known]

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 
 from expunge.continual.intake import take_in
+from expunge.data.example import Example
 from expunge.data.forms import Template
 from expunge.errors import InputError, nearest, unreadable
 from expunge.models.storage import atomic_write_text, sha256
@@ -172,11 +173,11 @@ class Ledger:
 
     def received(self) -> dict[str, Entry]:
         """The requests by id, in order."""
-        return {entry.request: entry for entry in self.entries() if entry.kind == "received"}
+        return self._of("received")
 
     def fulfilled(self) -> dict[str, Entry]:
         """Those carried out, by id, in the order in which they were."""
-        return {entry.request: entry for entry in self.entries() if entry.kind == "fulfilled"}
+        return self._of("fulfilled")
 
     def before(self, name: str) -> dict[str, Entry]:
         """As `fulfilled`, but for the request `name`: what came before it is carried out, for the first time or again.
@@ -196,7 +197,11 @@ class Ledger:
 
     def withdrawn(self) -> dict[str, Entry]:
         """Those withdrawn, by id."""
-        return {entry.request: entry for entry in self.entries() if entry.kind == "withdrawn"}
+        return self._of("withdrawn")
+
+    def _of(self, kind: str) -> dict[str, Entry]:
+        """The last entry of that kind for each request, by id, in order."""
+        return {entry.request: entry for entry in self.entries() if entry.kind == kind}
 
     def pending(self) -> tuple[str, ...]:
         """Ids of the requests that wait, in order."""
@@ -250,6 +255,10 @@ class Ledger:
         gone = self.withdrawn()
         return {name: entry for name, entry in self.received().items() if name not in gone}
 
+    def kept(self) -> list[Example]:
+        """What the requests keep, one after another."""
+        return [fact for entry in self.standing().values() for fact in self._stored(entry).retain]
+
     @property
     def template(self) -> Template:
         """How the questions of all requests are put to the model."""
@@ -269,9 +278,9 @@ class Ledger:
             received, done = self.received(), self.fulfilled()
             if name in received:
                 raise InputError(f"There is a request {name!r} already.", str(self.file), "Give another --id.")
-            if self.standing() and template != self.template:
+            if others := {entry.template for entry in self.standing().values()} - {template}:
                 raise InputError(
-                    f"The requests of this ledger are put to the model with the template {self.template!r}.",
+                    f"The requests of this ledger are put to the model with the template {others.pop()!r}.",
                     f"template {template!r}",
                     "Give all requests of one model the same.",
                 )

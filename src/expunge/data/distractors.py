@@ -62,16 +62,19 @@ def with_options(
 def require_options(forget: Iterable[Example]) -> None:
     """InputError unless every fact to forget has a wrong option, without which nothing can be told from a guess."""
     for example in forget:
-        if not example.options:
+        if example.options:
+            continue
+        if not example.prompt:
             raise InputError(
-                "A fact to forget has no wrong options, and there are too few other answers to draw them from."
-                if example.prompt
-                else "A text without a question has no wrong options, so nobody can tell what a model knows of it.",
-                repr((example.prompt or example.answer)[:60]),
-                'Give it "options", or give --retain facts of the same kind.'
-                if example.prompt
-                else "Ask for what it says, in questions with answers.",
+                "A text without a question has no wrong options, so nobody can tell what a model knows of it.",
+                repr(example.answer[:60]),
+                "Ask for what it says, in questions with answers.",
             )
+        raise InputError(
+            "A fact to forget has no wrong options, and there are too few other answers to draw them from.",
+            repr(example.prompt[:60]),
+            'Give it "options", or give --retain facts of the same kind.',
+        )
 
 
 def _some(examples: Sequence[Example], seed: int) -> Sequence[Example]:

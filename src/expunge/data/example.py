@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,6 +48,11 @@ class Example:
         """Prompt and answer, whatever their case and white space: two examples with the same ask for the same."""
         return _plain(self.prompt), _plain(self.answer)
 
+    @property
+    def quoted(self) -> str:
+        """Prompt and answer in an error, cut short."""
+        return f"{self.prompt[:80]!r} -> {self.answer[:40]!r}"
+
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types, empty fields left out."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v}
@@ -57,6 +63,12 @@ class Example:
         if not self.prompt:
             row["text"] = row.pop("answer")
         return row
+
+
+def shared(some: Iterable[Example], others: Iterable[Example]) -> list[Example]:
+    """Those of `some` whose fact one of `others` holds."""
+    known = {example.fact for example in others}
+    return [example for example in some if example.fact in known]
 
 
 def _plain(text: str) -> str:

@@ -116,12 +116,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_files(hashes: Mapping[str, str]) -> dict[str, str]:
-    """Those of a folder's hashes that a model is read from: weights, config, tokenizer and templates."""
-    ends = (".safetensors", ".json", ".txt", ".model", ".jinja")
-    return {name: digest for name, digest in hashes.items() if "/" not in name and name.endswith(ends)}
-
-
 def folder_hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file below `folder`, by its relative POSIX path, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -153,6 +147,17 @@ def _sync(path: Path) -> None:
 def weight_files(hashes: Mapping[str, str]) -> dict[str, str]:
     """Those of a checkpoint's hashes that are of weights."""
     return {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+
+
+def beside_files(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Those of a checkpoint's hashes that are of its config, tokenizer and templates."""
+    return {name: digest for name, digest in hashes.items() if name.endswith((".json", ".txt", ".model", ".jinja"))}
+
+
+def model_files(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Those of a folder's hashes that a model is read from: weights and what is beside them, not in folders below."""
+    read = weight_files(hashes) | beside_files(hashes)
+    return {name: digest for name, digest in read.items() if "/" not in name}
 
 
 def weights_hash(hashes: Mapping[str, str]) -> str:

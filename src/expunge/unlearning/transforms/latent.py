@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from expunge.errors import InputError
 from expunge.models.hooks import RESIDUAL, hooked
+from expunge.models.push import ascended
 from expunge.unlearning.objectives.base import WHOLE
 from expunge.unlearning.parametrizations.layers import chosen_blocks
 from expunge.unlearning.transforms.base import BoundTransform, GradientTransform, Site
@@ -97,7 +98,8 @@ class BoundLatentAdversary(BoundTransform):
                 with self._pushed(free):
                     sequence = self._step.answers(rows).sequence
                 (slope,) = torch.autograd.grad(sequence.sum(), free)
-                delta = within(free.detach() + length * slope / size(slope), self._config.radius)
+                climbed = zip(free.detach(), slope, strict=True)
+                delta = torch.stack([ascended(own, up, length, self._config.radius) for own, up in climbed])
                 said.append(sequence.detach().double().sum())
         self._delta = delta
         self._gained += torch.stack([said[-1] - said[0], said[0].new_tensor(len(rows))])
@@ -129,17 +131,6 @@ class BoundLatentAdversary(BoundTransform):
             return states + pad(delta, (0, 0, 0, time, 0, rows))
 
         return hooked(self._site.arch, {(self._block, RESIDUAL): push})
-
-
-def size(rows: Deltas) -> Float[Tensor, "rows 1 1"]:
-    """The 2-norm of each row, above 0."""
-    norms: Tensor = rows.flatten(1).norm(dim=1)[:, None, None]
-    return norms.clamp(min=torch.finfo(norms.dtype).tiny)
-
-
-def within(rows: Deltas, radius: float) -> Deltas:
-    """P: each row in the ball of `radius`."""
-    return rows * (radius / size(rows)).clamp(max=1)
 
 
 @contextmanager

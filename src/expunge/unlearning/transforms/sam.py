@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from expunge.unlearning.transforms.base import Step
 
 _log = logging.getLogger(__name__)
-
-FLOAT32: Final = 4
-"""Bytes."""
 
 FORGET, RETAIN = Share(1.0, 0.0), Share(0.0, 1.0)
 
@@ -47,7 +44,7 @@ class SAM(GradientTransform):
 
     def bind(self, site: Site) -> BoundSAM:
         """SAM at work; a warning where the weights have too few digits for it."""
-        if any(p.element_size() < FLOAT32 for p in site.parameters.values()):
+        if any(torch.finfo(p.dtype).bits < 32 for p in site.parameters.values()):
             _log.warning(
                 "SAM moves each weight by far less than the digits of its dtype can tell, so most do not move at all "
                 "(rho = %g): train in float32, or leave SAM out.",
