@@ -89,6 +89,7 @@ class Page:
             *_tuning(self.records / "tuning.json"),
             *_tuning_twins(self.records / "tuning_twins.json"),
             *(line for name in self.grids for line in _trials(self.records / f"tuning_rates_{name}.json", name)),
+            *_searched(self.records / "tuning_search.json"),
         ]
         write_results(self.name, lines, dump_json(found))
 
@@ -185,8 +186,7 @@ def _trials(path: Path, grid: str) -> Iterator[str]:
         return
     found: dict[str, list[str]] = {}
     for trial in json.loads(path.read_text("utf-8")):
-        kept = (trial["retain"] + trial["held_out"]) / 2
-        told = f"{trial['learning_rate']:g}: {trial['log_odds']:+.2f} / {kept:.2f} / {trial['recovery']:.2f}"
+        told = f"{trial['learning_rate']:g}: {' / '.join(_came_of(trial))}"
         found.setdefault(trial["method"], []).append(f"**{told}**" if trial["chosen"] else told)
     yield f"\nTried on {grid}, on seed 0, the same number of trials for every method named (the rule is in"
     yield "`benchmarks/tune.py`); learning rate: log-odds after / retain and held-out accuracy / mean recovery."
@@ -194,6 +194,31 @@ def _trials(path: Path, grid: str) -> Iterator[str]:
     yield "| method | trials |\n|---|---|"
     for method, trials in found.items():
         yield f"| {method} | {'; '.join(trials)} |"
+
+
+def _searched(path: Path) -> Iterator[str]:
+    """What was drawn at random for the baselines, as benchmarks/search.py kept it; the one taken is bold."""
+    if not path.is_file():
+        return
+    drawn: dict[str, list[dict[str, Any]]] = {}
+    for trial in json.loads(path.read_text("utf-8")):
+        drawn.setdefault(trial["method"], []).append(trial)
+    for method, trials in drawn.items():
+        names = [(part, key) for part in ("unlearn", "settings") for key in trials[0].get(part, {})]
+        yield f"\nAs many trials for {method} as durable had, seed 0: {len(trials)} draws beside its rates above (their"
+        yield "space is in `benchmarks/search.py`).\n\n<details><summary>All draws</summary>\n"
+        heads = [*(key.rpartition(".")[2] for _, key in names), "steps", "log-odds", "kept", "recovery"]
+        yield f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
+        for trial in trials:
+            cells = [*(str(trial[part][key]) for part, key in names), str(trial["steps"]), *_came_of(trial)]
+            yield f"| {' | '.join(f'**{cell}**' if trial['chosen'] else cell for cell in cells)} |"
+        yield "\n</details>"
+
+
+def _came_of(trial: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Log-odds after, the mean of retain and held-out accuracy, and mean recovery."""
+    kept = (trial["retain"] + trial["held_out"]) / 2
+    return f"{trial['log_odds']:+.2f}", f"{kept:.2f}", f"{trial['recovery']:.2f}"
 
 
 def main(page: Page, about: str | None) -> None:

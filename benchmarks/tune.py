@@ -27,8 +27,14 @@ from expunge.report.record import Record
 from expunge.settings import merge, read_yaml
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "docs" / "results" / "records" / "erase_or_hide"
 SEED = 0
 WITHIN = 0.5
+
+Trial = dict[str, Any]
+
+Choice = tuple[str, Mapping[str, Any]]
+"""A method of the recipe, and what is laid over its entry there."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,20 @@ class Tuned:
 
     def trials(self, names: Sequence[str] | None, output: Path) -> tuple[dict[str, tuple[str, float]], Grid]:
         """Trial -> its method of the recipe and its rate; and the grid of them, with runs in `output`."""
-        tree = read_yaml(ROOT / "recipes" / self.recipe)
-        tried = {name: tree["methods"][name] for name in names or tree["methods"]}
+        tried = names or list(read_yaml(ROOT / "recipes" / self.recipe)["methods"])
         rates = {f"{name}-{rate}": (name, rate) for name in tried for rate in self.rates(name)}
+        choices = {trial: (name, {"unlearn": {"learning_rate": rate}}) for trial, (name, rate) in rates.items()}
+        return rates, self.grid(choices, output)
+
+    def grid(self, choices: Mapping[str, Choice], output: Path) -> Grid:
+        """The grid of these trials, with runs in `output`."""
+        tree = read_yaml(ROOT / "recipes" / self.recipe)
         methods = {
-            trial: merge({"method": name, **(tried[name] or {})}, {"unlearn": {"learning_rate": rate}})
-            for trial, (name, rate) in rates.items()
+            trial: merge({"method": name, **(tree["methods"][name] or {})}, over)
+            for trial, (name, over) in choices.items()
         }
         shared = {**tree, "methods": methods, "seeds": [SEED], "attacks": self.attacks, "output": str(output)}
-        return rates, Grid.of(shared, "tuning")
+        return Grid.of(shared, "tuning")
 
 
 _RELEARN = ("relearn-harmful", "relearn-related")
@@ -85,8 +96,6 @@ GRIDS = {
     ),
 }
 
-Trial = dict[str, Any]
-
 
 def main() -> None:
     """Run all trials, keep them, and print what won."""
@@ -98,17 +107,30 @@ def main() -> None:
     rates, grid = GRIDS[options.grid].trials(named(options.methods), options.runs)
     with Bars().shown() as progress:
         records = run_grid(grid, options.runs / "records", progress)
-    trials = [_trial(*rates[trial], own[0]) for trial, own in records.items()]
+    trials: list[Trial] = []
+    for name, (own,) in records.items():
+        method, rate = rates[name]
+        trials.append({"method": method, "learning_rate": rate, **outcome(own)})
     tried = dict.fromkeys(name for name, _ in rates.values())
     won = {name: best([t for t in trials if t["method"] == name])["learning_rate"] for name in tried}
     for trial in trials:
         trial["chosen"] = trial["learning_rate"] == won[trial["method"]]
-    kept = ROOT / "docs" / "results" / "records" / "erase_or_hide" / f"tuning_rates_{options.grid}.json"
-    stored: list[Trial] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-    trials = [trial for trial in stored if trial["method"] not in won] + trials
-    kept.write_text(json.dumps(trials, indent=1) + "\n", encoding="utf-8")
+    keep(KEPT / f"tuning_rates_{options.grid}.json", trials)
     for name, rate in won.items():
         print(f"{name}: {rate:g}")
+
+
+def stored(path: Path) -> list[Trial]:
+    """The trials that a file keeps; none where there is no file."""
+    trials: list[Trial] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return trials
+
+
+def keep(path: Path, trials: Sequence[Trial]) -> None:
+    """Leave these trials in a file in the place of those of the same methods; others stay as they stand."""
+    made = {trial["method"] for trial in trials}
+    both = [trial for trial in stored(path) if trial["method"] not in made] + list(trials)
+    path.write_text(json.dumps(both, indent=1) + "\n", encoding="utf-8")
 
 
 def best(trials: Sequence[Trial]) -> Trial:
@@ -119,11 +141,10 @@ def best(trials: Sequence[Trial]) -> Trial:
     return max(ignorant, key=lambda t: (t["retain"] + t["held_out"]) / 2 - t["recovery"])
 
 
-def _trial(method: str, rate: float, record: Record) -> Trial:
+def outcome(record: Record) -> Trial:
+    """What the rule looks at, and the steps that were made."""
     after = record.scores.forget.after
     return {
-        "method": method,
-        "learning_rate": rate,
         "steps": record.cost.steps,
         "accuracy": after.accuracy,
         "log_odds": after.log_odds,

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from tune import GRIDS, SEED, Trial, best  # noqa: E402
+from search import DRAWS, SPACES, choices, drawn  # noqa: E402
+from tune import GRIDS, SEED, Trial, best, keep, stored  # noqa: E402
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -39,3 +40,27 @@ def test_the_best_trial_forgets_first_and_then_keeps_and_holds() -> None:
     assert best([known, hides, wears, good])["learning_rate"] == 4
     assert best([known, hides, wears])["learning_rate"] == 3
     assert best([known, trial(5, -3.0)])["learning_rate"] == 5, "none at ignorance: the nearest"
+
+
+@pytest.mark.parametrize("method", SPACES)
+def test_each_draw_is_a_run_of_its_own(method: str, tmp_path: Path) -> None:
+    drawn_once = drawn(method, DRAWS)
+    assert drawn_once == drawn(method, DRAWS), "drawn with a seed"
+    recipes = [cell.recipe for cell in GRIDS["world_facts"].grid(choices(method), tmp_path).cells()]
+    for recipe, own in zip(recipes, drawn_once, strict=True):
+        assert (recipe.method, recipe.seed) == (method, SEED)
+        flat = {f"{part}.{key}": v for part in ("unlearn", "settings") for key, v in getattr(recipe, part).items()}
+        assert flat == own
+    assert len({recipe.to_yaml() for recipe in recipes}) == DRAWS
+    for name, values in SPACES[method].items():
+        if isinstance(values, tuple):
+            found = sorted(own[name] for own in drawn_once)
+            assert values[0] <= found[0] < (values[0] * values[1]) ** 0.5 < found[-1] <= values[1]
+
+
+def test_trials_made_again_take_the_place_of_their_own_method_alone(tmp_path: Path) -> None:
+    file = tmp_path / "trials.json"
+    keep(file, [{"method": "a", "n": 1}, {"method": "b", "n": 2}])
+    keep(file, [{"method": "a", "n": 3}])
+    assert stored(file) == [{"method": "b", "n": 2}, {"method": "a", "n": 3}]
+    assert stored(tmp_path / "none.json") == []

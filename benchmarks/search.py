@@ -1,0 +1,90 @@
+"""As many trials for a baseline as durable had: settings drawn at random, on the seed that no table has.
+
+    python benchmarks/search.py graddiff --runs FOLDER
+
+durable and what led to it had 26 trials on `world_facts` (Tuning in docs/results/erase_or_hide.md), the baselines
+three. Here a baseline gets 26 too: the three rates of `benchmarks/tune.py`, and 23 drawn from its space below, each
+with durable's budget of steps. The rule is that of `tune.py`. The trials are kept in
+docs/results/records/erase_or_hide/tuning_search.json; what wins of all is printed, and stands in the recipe as
+METHOD_searched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from expunge.bench.grid import run_grid
+from expunge.console import Bars
+from tune import GRIDS, KEPT, Choice, Trial, best, keep, outcome, stored
+
+DRAWS = 23
+
+Values = tuple[float, float] | list[Any]
+"""Bounds of a value that is drawn evenly by its logarithm, or a list to draw from."""
+
+_SHARED: dict[str, Values] = {
+    "unlearn.learning_rate": (1e-6, 2e-4),
+    "unlearn.max_steps": [240],
+    "unlearn.lr_scheduler_type": ["constant", "linear"],
+    "unlearn.per_device_train_batch_size": [4, 8, 16, 24],
+    "unlearn.weight_decay": [0.0, 0.01, 0.1],
+    "unlearn.warmup_steps": [0, 5, 10],
+    "settings.objective.retain_weight": (0.3, 30.0),
+}
+SPACES: dict[str, dict[str, Values]] = {
+    "graddiff": _SHARED,
+    "npo": {**_SHARED, "settings.objective.beta": (0.02, 5.0)},
+}
+
+
+def drawn(method: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """`n` settings of a method, dotted, numbers drawn by their logarithm to three digits."""
+    random = Random(f"{method}-{seed}")
+    return [{name: _value(values, random) for name, values in SPACES[method].items()} for _ in range(n)]
+
+
+def _value(values: Values, random: Random) -> Any:
+    if isinstance(values, list):
+        return random.choice(values)
+    return float(f"{math.exp(random.uniform(*map(math.log, values))):.3g}")
+
+
+def choices(method: str) -> dict[str, Choice]:
+    """Trial -> the method, and what is laid over its entry in the recipe."""
+    return {f"{method}-{n}": (method, nested(own)) for n, own in enumerate(drawn(method, DRAWS), start=1)}
+
+
+def nested(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Of dotted settings as a recipe has them: only the first dot parts, as `settings` keeps its own."""
+    tree: dict[str, Any] = {}
+    for name, value in own.items():
+        part, _, key = name.partition(".")
+        tree.setdefault(part, {})[key] = value
+    return tree
+
+
+def main() -> None:
+    """Run the trials, keep them, and print what won."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=list(SPACES))
+    parser.add_argument("--runs", type=Path, required=True, help="where the runs and their records are kept")
+    options = parser.parse_args()
+    tried = choices(options.method)
+    with Bars().shown() as progress:
+        records = run_grid(GRIDS["world_facts"].grid(tried, options.runs), options.runs / "records", progress)
+    found = {trial: outcome(own) for trial, (own,) in records.items()}
+    trials: list[Trial] = [{"method": options.method, **tried[trial][1], **own} for trial, own in found.items()]
+    rates = [t for t in stored(KEPT / "tuning_rates_world_facts.json") if t["method"] == options.method]
+    won = best([*rates, *trials])
+    keep(KEPT / "tuning_search.json", [{**trial, "chosen": trial is won} for trial in trials])
+    print(json.dumps(won, indent=1))
+
+
+if __name__ == "__main__":
+    main()
