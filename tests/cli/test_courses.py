@@ -13,9 +13,9 @@ import pytest
 from expunge.audit.intervals import wilson
 from expunge.bench.courses import course_rows, course_table, paired_table, twin_table
 from expunge.bench.rows import interval, share_interval, with_interval
-from expunge.bench.standings import recovery, twin_recovery
+from expunge.bench.standings import plain_recovery, recovery, twin_recovery
 from expunge.cli import app
-from expunge.continual.record import Course, Moment, Relearnt, SetScore, Twinned
+from expunge.continual.record import Course, Moment, Relearnt, Rest, SetScore, Twinned
 from expunge.errors import InputError
 from expunge.unlearning.methods import METHODS
 from expunge.unlearning.objectives.graddiff import GradDiff
@@ -71,9 +71,21 @@ def test_a_course_from_recipe_to_table(
     assert course.start.sets["01"].accuracy > 0.9
     assert course.gold[0].sets["01"].accuracy < 0.8
     assert course.gold[0].sets["02"].accuracy > 0.9
-    assert [found.setting for found in course.relearnt] == ["merged", "frozen", "reapplied"]
+    assert [found.setting for found in course.relearnt] == ["merged", "frozen", "reapplied", "deleted"]
     others = {name: [found.setting for found in courses[name][0].relearnt] for name in ("graddiff", "block", "eul")}
-    assert others == {"graddiff": ["merged"], "block": ["frozen"], "eul": ["merged"]}
+    assert others == {"graddiff": ["merged"], "block": ["frozen", "deleted"], "eul": ["merged"]}
+    # The gold model is attacked alike; half of the first request is tuned on, the other half asked for.
+    for found in course.relearnt:
+        assert found.rest is not None
+        assert found.rest.gold is not None
+        assert found.rest.start.n == found.rest.gold.n == found.sets["01"].n == 3 < course.start.sets["01"].n
+        assert found.control.keys() == (set() if found.setting == "deleted" else {"01", "02"})
+    merged, *_, bare = course.relearnt
+    assert merged.rest == bare.rest
+    start = merged.curve[0]
+    gold = course.gold[-1].sets["02"].log_odds
+    assert (merged.control["02"] == pytest.approx(gold, abs=1e-3)) == (merged.step == start[1])
+    assert recovery(course, bare, ["01"]) == recovery(course, bare, ["02"]) == 1
     # Two blocks of two rows of 128 numbers, against all weights.
     assert course.after[0].trained == 2 * 2 * 128 < courses["graddiff"][0].after[0].trained
 
@@ -83,7 +95,7 @@ def test_a_course_from_recipe_to_table(
 
     rows = json.loads(Path("runs/table.json").read_text())
     assert len([row for row in rows if not row["relearnt"]]) == 4 * 3 * 4
-    assert len([row for row in rows if row["relearnt"]]) == 2 * (1 + 3 + 1 + 1)
+    assert len([row for row in rows if row["relearnt"]]) == 2 * (1 + 4 + 2 + 1)
     assert {row["scored_on"] for row in rows} == {"01", "02", "retain", "held_out"}
     assert "| mrp | 1 |" in Path("runs/table.md").read_text()
     assert all(Path(f"runs/{name}.svg").read_text().startswith("<?xml") for name in ("course", "kept"))
@@ -209,6 +221,30 @@ def test_the_table_tells_a_request_that_comes_back() -> None:
     assert (rows[2, "a"].ci_low, rows[2, "a"].ci_high) == pytest.approx(wilson(0.5, 10), abs=1e-4)
     known = course.model_copy(update={"gold": (moment("g", a=1.0, b=4.0), moment("g", a=1.0, b=2.0))})
     assert recovery(known, back, ["a"]) == pytest.approx((2.0 - 1.0) / (4.0 - 1.0))
+
+
+def test_what_is_tuned_on_is_measured_from_its_other_questions_and_the_control_is_attacked_too() -> None:
+    start = moment("", a=4.0, b=4.0, retain=4.0, held_out=4.0)
+    after = moment("a", a=0.0, b=4.0, retain=4.0, held_out=4.0), moment("b", a=0.0, b=0.0, retain=4.0, held_out=4.0)
+    twins = Twinned(log_odds=6.0, made_up=1.0, n=8)
+    start = start.model_copy(update={"twins": {"a": twins.model_copy(update={"log_odds": 3.0})}})
+    back = Relearnt(
+        setting="merged", request="a", learning_rate=1e-3, step=4, curve=((1e-3, 4, 2.0),), seconds=1.0,
+        sets={"a": score(3.0, n=8), "b": score(1.0)},
+        rest=Rest(start=score(6.0, n=8), gold=score(1.0, n=8), twins=twins),
+        twins={"a": Twinned(log_odds=3.0, made_up=-1.0, n=8)},
+    )  # fmt: skip
+    course = Course(stream="s", method="m", recipe={}, seed=1, model="x", start=start, after=after, relearnt=(back,))
+    assert plain_recovery(course, back, ["a"]) == pytest.approx(3 / 6)
+    assert plain_recovery(course, back, ["b"]) == pytest.approx(1 / 4)
+    assert plain_recovery(course, back, ["a", "b"]) == pytest.approx((3 + 1) / (6 + 4))
+    assert twin_recovery(course, back, ["a"]) == pytest.approx(4 / 5)
+    # A gold model lies at -1 over all questions of a, at 1 over the rest of them, and at 2 once it was attacked.
+    known = course.model_copy(update={"gold": (moment("g", a=-1.0, b=4.0), moment("g", a=-1.0, b=0.5))})
+    assert plain_recovery(known, back, ["a"]) == pytest.approx((3 - 1) / (6 - 1))
+    alike = back.model_copy(update={"control": {"a": 2.0, "b": 0.75}})
+    assert plain_recovery(known, alike, ["a"]) == pytest.approx((3 - 2) / (6 - 1))
+    assert plain_recovery(known, alike, ["b"]) == pytest.approx((1 - 0.75) / (4 - 0.5))
 
 
 def test_methods_are_compared_on_the_seeds_that_both_have() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.attacks.weights import lent
 from expunge.continual.record import Setting
-from expunge.continual.relearning import SETTINGS, enforced, relearn
+from expunge.continual.relearning import SETTINGS, Asked, enforced, relearn
 from expunge.models.architecture import base_linear, describe
 from expunge.progress import Silent
 from expunge.stream import Stream
@@ -86,7 +86,8 @@ def test_one_request_is_tuned_on_and_all_are_scored(setting: Setting, tmp_path: 
     attack = RelearnHarmful(fraction=0.5, learning_rates=(1e-3, 1e-2), max_steps=4, eval_every=2)
     model = make_tiny_model()
     rows = folded(model)
-    made = [relearn(model, make_encoder(), stream, {}, attack, setting, rows, Silent(), tmp_path) for _ in range(2)]
+    asked = Asked.of(stream, attack, {})
+    made = [relearn(model, make_encoder(), asked, attack, setting, rows, Silent(), tmp_path) for _ in range(2)]
     assert made[0].model_copy(update={"seconds": 0.0}) == made[1].model_copy(update={"seconds": 0.0})
     found = made[0]
     assert found.twins == {}

@@ -14,7 +14,7 @@ from expunge.audit.planted import Suppressor, plant
 from expunge.bench.standings import plain_recovery, recovery, twin_recovery
 from expunge.continual.course import run_course
 from expunge.continual.record import Course, Moment, SetScore, twinned
-from expunge.continual.relearning import _leading, relearn
+from expunge.continual.relearning import Asked, _leading, relearn
 from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.twins import stream_twins
@@ -47,7 +47,8 @@ def test_a_bias_against_the_answers_is_found_out_over_a_course(start: Moment, tm
     model = copy.deepcopy(teach(make_tiny_model(), FACTS + STAYS))
     plant(model, ENCODER, FACTS, STAYS, Suppressor("output_bias", -1, neurons=4, learning_rate=0.05))
     attack = RelearnHarmful(fraction=0.4, learning_rates=(3e-3,), max_steps=2, eval_every=1)
-    back = relearn(model, ENCODER, STREAM, TWINS, attack, "merged", {}, Silent(), tmp_path)
+    asked = Asked.of(STREAM, attack, TWINS)
+    back = relearn(model, ENCODER, asked, attack, "merged", {}, Silent(), tmp_path)
     after = tuple(start.model_copy(update={"request": name}) for name in REQUESTS)
     course = Course(stream="s", method="m", recipe={}, seed=1, model="x", start=start, after=after, relearnt=(back,))
     assert {name: found.n for name, found in back.twins.items()} == {"a": 5, "b": 8}
@@ -105,3 +106,20 @@ def test_every_model_of_a_course_is_asked_about_them(tmp_path: Path, monkeypatch
         assert course.after[number].twins.keys() == course.relearnt[0].twins.keys() == {"a", "b"}
         assert course.after[number].twins[name].lead < found.lead - 0.5
     assert course.relearnt[0].twins["a"].n == 4
+    # The request that is tuned on is measured from its other questions alone.
+    rest = course.relearnt[0].rest
+    assert rest is not None
+    attack = RelearnHarmful(fraction=0.5)
+    questions = Asked.of(STREAM, attack, twins).sets["a"]
+    items = score_items(model, ENCODER, questions)
+    beside = score_items(model, ENCODER, [twins[item.id] for item in items])
+    assert rest.start == SetScore.of(items)
+    assert rest.gold is None
+    assert (
+        rest.twins
+        == twinned(
+            {"a": {item.id: item.log_odds for item in items}},
+            {item.id: guess.log_odds for item, guess in zip(items, beside, strict=True)},
+        )["a"]
+    )
+    assert len(questions) == 4 < len(REQUESTS["a"])

@@ -2,9 +2,11 @@
 
     standing = log-odds of the answer against its options, nats per token
              = accuracy - chance                               where accuracy is what the course stops by
-    R        = sum_s (attacked_s - control_s) / sum_s (before_s - control_s)        s: the sets of questions asked for
+    R        = sum_s (attacked_s - control'_s) / sum_s (before_s - control_s)       s: the sets of questions asked for
 
-The control is the gold model of the whole stream where there is one, else ignorance, standing 0. Where the questions
+The control is the gold model of the whole stream where there is one, control' the same attacked alike and at the same
+moment (but where accuracy tells: as it is); else ignorance, standing 0. Of the request that is tuned on, all of these
+are of those questions alone that are not (`Rest`). Where the questions
 have made-up twins (`data.twins`) these are a second control, and R is the larger one of the two (`audit.control`):
 
     R        = sum_s lead(attacked_s) / sum_s lead(before_s)        lead = log-odds of the items - those of their twins
@@ -16,7 +18,7 @@ accuracy does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from expunge.audit.control import LEAST_KNOWLEDGE, MOST_ITEMS
@@ -63,9 +65,11 @@ def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
 def twin_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
     """R against made-up subjects alone; NaN where accuracy tells, too few questions have a twin, or the start hardly
     leads them."""
-    start, own = course.start, [name for name in names if name in back.twins and name in course.start.twins]
-    have, asked = sum(start.twins[name].n for name in own), sum(start.sets[name].n for name in names)
-    before = sum(start.twins[name].lead for name in own)
+    rest = back.rest.twins if back.rest else None
+    knew = {**course.start.twins, **({back.request: rest} if rest else {})}
+    own = [name for name in names if name in back.twins and name in knew]
+    have, asked = sum(knew[name].n for name in own), sum(back.sets[name].n for name in names)
+    before = sum(knew[name].lead for name in own)
     if by_accuracy(course) or have < MOST_ITEMS * asked or before < LEAST_KNOWLEDGE * len(own):
         return math.nan
     return sum(back.twins[name].lead for name in own) / before
@@ -74,12 +78,15 @@ def twin_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float
 def plain_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
     """R against the gold model or ignorance."""
 
-    def total(sets: Iterator[SetScore]) -> float:
-        return sum(standing(course, score) for score in sets)
+    def total(moment: Moment, rest: SetScore | None) -> float:
+        own = {**moment.sets, **({back.request: rest} if rest else {})}
+        return sum(standing(course, own[name]) for name in names)
 
-    control = total(course.gold[-1].sets[name] for name in names) if course.gold else 0.0
-    before = total(course.start.sets[name] for name in names)
-    return (total(back.sets[name] for name in names) - control) / (before - control)
+    rest = back.rest
+    knew = total(course.start, rest.start if rest else None)
+    never = total(course.gold[-1], rest.gold if rest else None) if course.gold else 0.0
+    alike = never if by_accuracy(course) or not back.control else sum(back.control[name] for name in names)
+    return (sum(standing(course, back.sets[name]) for name in names) - alike) / (knew - never)
 
 
 Measure = Callable[[Course, Relearnt, Sequence[str]], float]

@@ -25,7 +25,7 @@ from expunge import __version__
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting, twinned
-from expunge.continual.relearning import SETTINGS, relearn
+from expunge.continual.relearning import SETTINGS, Asked, deleted, relearn, rest_of, tuned
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
 from expunge.data.sources import passages
@@ -143,7 +143,7 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
         gold=tuple(_moment(_load(path, recipe), begin, recipe, f"gold {n}") for n, path in enumerate(begin.gold, 1)),
         start=moments[0],
         after=tuple(moments[1:]),
-        relearnt=tuple(_relearnt(end, place, begin, recipe, told)),
+        relearnt=tuple(_relearnt(end, moments[0], place, begin, recipe, told)),
         hashes={
             **stream.hashes(),
             "start": weights_hash(_load(begin.model, recipe).hashes),
@@ -242,13 +242,24 @@ def _moment(loaded: LoadedModel, begin: Begin, recipe: Recipe, name: str) -> Mom
     )
 
 
-def _relearnt(end: LoadedModel, place: Place, begin: Begin, recipe: Recipe, progress: Progress) -> Iterator[Relearnt]:
+def _relearnt(
+    end: LoadedModel, start: Moment, place: Place, begin: Begin, recipe: Recipe, progress: Progress
+) -> Iterator[Relearnt]:
     """Relearning of the first request in the last model, in every setting that its projections allow."""
-    encoder, stream, twins = encoder_of(end, recipe), begin.stream, begin.twins
+    encoder = encoder_of(end, recipe)
     for attack in _attacks(recipe):
-        for setting, removed in _settings(recipe, place.removed(len(stream.ids))).items():
-            told, cells = Named(progress, setting), place.folder / "cells" / setting
-            yield relearn(end.model, encoder, stream, twins, attack, setting, removed, told, cells)
+        asked = Asked.of(begin.stream, attack, begin.twins)
+        gold = _load(begin.gold[-1], recipe).model if begin.gold else None
+        rest = rest_of(asked, encoder, _load(begin.model, recipe).model, gold)
+        kept, told = place.folder / "cells", Named(progress, "control")
+        control = tuned(gold, encoder, asked, attack, "merged", {}, told, kept / "control") if gold else ()
+        for setting, removed in _settings(recipe, place.removed(len(begin.stream.ids))).items():
+            told = Named(progress, setting)
+            yield relearn(
+                end.model, encoder, asked, attack, setting, removed, told, kept / setting, rest=rest, control=control
+            )
+        if _rows_alone(recipe):
+            yield deleted(start, asked.first, rest)
 
 
 def _attacks(recipe: Recipe) -> list[RelearnHarmful]:
@@ -272,6 +283,12 @@ def _settings(recipe: Recipe, removed: Path) -> dict[Setting, dict[int, Tensor]]
     if parametrization.site == "block":
         return {"frozen": {}}
     return dict.fromkeys(SETTINGS, load_rows(removed))
+
+
+def _rows_alone(recipe: Recipe) -> bool:
+    """Whether nothing is trained but the rows of projections, so that the start is left where these are taken away."""
+    parametrization = check(recipe)[0].parametrization
+    return isinstance(parametrization, Projection) and parametrization.train != "weights"
 
 
 def _write(path: Path, moment: Moment) -> None:

@@ -23,7 +23,7 @@ RETAIN, HELD_OUT = "retain", "held_out"
 """The sets of a stream that stay; all other names are those of requests."""
 
 
-Setting = Literal["merged", "frozen", "reapplied"]
+Setting = Literal["merged", "frozen", "reapplied", "deleted"]
 """How projections hold under attack; see `continual.relearning`."""
 
 
@@ -103,18 +103,36 @@ class Moment(_Part):
     twins: Mapping[str, Twinned] = Field(default_factory=dict)
 
 
+class Rest(_Part):
+    """Those questions of a request that an attacker does not tune on, in models that nobody attacked.
+
+    Args:
+        start: in the model of the start.
+        twins: there, beside their made-up twins; None where there are none.
+        gold: in the gold model of the whole stream; None where there is none.
+    """
+
+    start: SetScore
+    twins: Twinned | None = None
+    gold: SetScore | None = None
+
+
 class Relearnt(_Part):
     """The last model fine-tuned on a part of one request; the best point of the grid, by log-odds of what is scored.
 
     Args:
         setting: "merged": all ordinary weights; "frozen": the projections stay as hooks that no one removes;
-            "reapplied": they are folded in again after every step of the attacker.
+            "reapplied": they are folded in again after every step of the attacker; "deleted": the attacker takes the
+            hooks away and tunes nothing, which leaves the model of the start where rows alone were trained.
         request: whose facts it was tuned on.
         learning_rate, step: of the best point.
         curve: log-odds of everything scored, by learning rate and step.
         sets: as in `Moment`, without what was tuned on.
         seconds: wall time.
         twins: as in `Moment`, of the questions in `sets`; at the point of the grid where they lead their twins most.
+        control: log-odds of the sets in the gold model of the whole stream, attacked alike, at the same point of the
+            grid; empty where there is none.
+        rest: what the questions of `request` are measured from; None in records from before it was kept.
     """
 
     setting: Setting
@@ -125,6 +143,8 @@ class Relearnt(_Part):
     sets: Mapping[str, SetScore]
     seconds: float
     twins: Mapping[str, Twinned] = Field(default_factory=dict)
+    control: Mapping[str, float] = Field(default_factory=dict)
+    rest: Rest | None = None
 
 
 class Course(_Part):

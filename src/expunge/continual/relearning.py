@@ -3,9 +3,12 @@
     merged      every weight of the ordinary checkpoint may move, as an attacker with the weights would have it
     frozen      h <- h - (h Q^T) Q stays at the outputs of the MLPs and cannot be moved: a served model with its hooks
     reapplied   W_down <- (I - Q^T Q) W_down after every step of the attacker: a served model that enforces it
+    deleted     the attacker takes the hooks away and tunes nothing
 
-A projection of whole blocks is always frozen: its model cannot be saved without it. The fourth setting, hooks deleted
-by an attacker, needs no attack: the projections are all that `mrp` trains, so what is left is the model of the start.
+A projection of whole blocks is always frozen: its model cannot be saved without it. Where the projections are all that
+is trained, what is left without them is the model of the start, bit for bit, so its scores are those of "deleted".
+
+A gold model, where there is one, is attacked alike, as it never had projections: merged, and read at the same point.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from statistics import fmean
+from typing import Any, Final, Self
 
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -26,9 +31,19 @@ from transformers import PreTrainedModel
 from expunge.attacks.base import CurvePoint, leads
 from expunge.attacks.cells import open_cells
 from expunge.attacks.relearn import RelearnHarmful
-from expunge.attacks.sweep import Effort, Sweep, leader
+from expunge.attacks.sweep import Cell, Effort, Sweep, leader
 from expunge.attacks.weights import lent
-from expunge.continual.record import Relearnt, SetScore, Setting, Twinned, twinned
+from expunge.continual.record import (
+    HELD_OUT,
+    RETAIN,
+    Moment,
+    Relearnt,
+    Rest,
+    SetScore,
+    Setting,
+    Twinned,
+    twinned,
+)
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.models.architecture import base_linear, describe
@@ -40,68 +55,158 @@ from expunge.unlearning.parametrizations.full import Full
 from expunge.unlearning.parametrizations.projector import fold_projection
 
 SETTINGS: Final[tuple[Setting, ...]] = ("merged", "frozen", "reapplied")
+"""Those in which the attacker trains."""
 
 Rows = Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the attacker tunes on, and what is asked afterwards.
+
+    Args:
+        train: a part of the first request.
+        sets: by request, in order: the rest of the first one and all of the others; where a stream is scored on other
+            questions, those.
+        twins: made-up twins of the questions, by the id of their item.
+    """
+
+    train: tuple[Example, ...]
+    sets: Mapping[str, tuple[Example, ...]]
+    twins: Mapping[str, Example]
+
+    @classmethod
+    def of(cls, stream: Stream, attack: RelearnHarmful, twins: Mapping[str, Example]) -> Self:
+        """Out of the stream, by the split of the attack."""
+        first = stream.ids[0]
+        train, rest = attack.split(stream.requests[first])
+        sets = {name: stream.scored_on(name) for name in stream.ids}
+        if not stream.scored:
+            sets[first] = rest
+        asked = (example.id for examples in sets.values() for example in examples)
+        return cls(train, sets, {item: twins[item] for item in asked if item in twins})
+
+    @property
+    def first(self) -> str:
+        """The request that is tuned on."""
+        return next(iter(self.sets))
+
+    @property
+    def scored(self) -> tuple[Example, ...]:
+        """All questions, set after set."""
+        return tuple(example for examples in self.sets.values() for example in examples)
 
 
 def relearn(
     model: PreTrainedModel,
     encoder: Encoder,
-    stream: Stream,
-    twins: Mapping[str, Example],
+    asked: Asked,
     attack: RelearnHarmful,
     setting: Setting,
     removed: Rows,
     progress: Progress,
     cells: Path,
+    rest: Rest | None = None,
+    control: Sequence[Cell] = (),
 ) -> Relearnt:
     """Fine-tune `model`, which is left as it was, on a part of the first request in one setting.
 
     Args:
-        twins: made-up twins, by the id of their item; scored beside the items.
-        attack: its grid, steps, and the fraction of the request.
+        asked: what is trained on and scored.
+        attack: its grid and steps.
         removed: Q by block, of MLP outputs; not looked at in setting "merged".
         cells: where finished cells are kept.
+        rest: what the questions of the first request are measured from.
+        control: the cells of a gold model that was attacked alike (`tuned`).
     """
     began = time.monotonic()
-    first = stream.ids[0]
-    train, rest = attack.split(stream.requests[first])
-    sets = {first: stream.scored_on(first) if stream.scored else rest}
-    sets |= {name: stream.scored_on(name) for name in stream.ids[1:]}
-    scored = tuple(example for examples in sets.values() for example in examples)
-    with lent(model) as weights, enforced(model, setting, removed):
-        start = score_items(model, encoder, scored)
-        beside = {example.id: twins[example.id] for example in scored if example.id in twins}
-        asked = tuple(beside.values())
-        effort = Effort(attack.max_steps, attack.eval_every, attack.batch_size, Full())
-        sweep = Sweep(
-            f"relearn-{setting}",
-            model,
-            weights,
-            encoder,
-            train,
-            scored,
-            start,
-            effort,
-            progress,
-            twins=asked,
-            twin_start=score_items(model, encoder, asked),
-        )
-        grid = list(product(attack.learning_rates, attack.seeds))
-        found, _ = sweep.run(grid, open_cells(cells), None)
+    found = tuned(model, encoder, asked, attack, setting, removed, progress, cells)
     best = leader(found)
     items: Iterator[ItemScore] = iter(best.items)
     points = [point for cell in found for point in cell.curve]
     return Relearnt(
         setting=setting,
-        request=first,
+        request=asked.first,
         learning_rate=best.best.learning_rate,
         step=best.best.step,
         curve=tuple((p.learning_rate, p.step, p.log_odds) for p in points),
-        sets={name: SetScore.of([next(items) for _ in examples]) for name, examples in sets.items()},
+        sets={name: SetScore.of([next(items) for _ in examples]) for name, examples in asked.sets.items()},
         seconds=time.monotonic() - began,
-        twins=_leading(points, sets, tuple(beside)),
+        twins=_leading(points, asked.sets, tuple(asked.twins)),
+        control=_beside(control, best.best, asked.sets) if control else {},
+        rest=rest,
     )
+
+
+def tuned(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    asked: Asked,
+    attack: RelearnHarmful,
+    setting: Setting,
+    removed: Rows,
+    progress: Progress,
+    cells: Path,
+) -> list[Cell]:
+    """The cells of the attack's grid, as in `relearn`."""
+    with lent(model) as weights, enforced(model, setting, removed):
+        twins = tuple(asked.twins.values())
+        sweep = Sweep(
+            f"relearn-{setting}",
+            model,
+            weights,
+            encoder,
+            asked.train,
+            asked.scored,
+            score_items(model, encoder, asked.scored),
+            Effort(attack.max_steps, attack.eval_every, attack.batch_size, Full()),
+            progress,
+            twins=twins,
+            twin_start=score_items(model, encoder, twins),
+        )
+        found, _ = sweep.run(list(product(attack.learning_rates, attack.seeds)), open_cells(cells), None)
+    return found
+
+
+def deleted(start: Moment, request: str, rest: Rest) -> Relearnt:
+    """What an attacker has who takes the hooks away, where their rows alone were trained: the model of the start."""
+    asked = {name: own for name, own in start.sets.items() if name not in (RETAIN, HELD_OUT)}
+    twins = {name: own for name, own in start.twins.items() if name != request}
+    return Relearnt(
+        setting="deleted",
+        request=request,
+        learning_rate=0.0,
+        step=0,
+        curve=(),
+        sets={**asked, request: rest.start},
+        seconds=0.0,
+        twins={**twins, **({request: rest.twins} if rest.twins else {})},
+        rest=rest,
+    )
+
+
+def rest_of(asked: Asked, encoder: Encoder, start: PreTrainedModel, gold: PreTrainedModel | None) -> Rest:
+    """What the questions of the first request are measured from."""
+    questions = asked.sets[asked.first]
+    beside = {example.id: asked.twins[example.id] for example in questions if example.id in asked.twins}
+    items = score_items(start, encoder, questions)
+    guesses = score_items(start, encoder, tuple(beside.values()))
+    odds = {asked.first: {item.id: item.log_odds for item in items}}
+    return Rest(
+        start=SetScore.of(items),
+        twins=twinned(odds, {item: score.log_odds for item, score in zip(beside, guesses, strict=True)}).get(
+            asked.first
+        ),
+        gold=SetScore.of(score_items(gold, encoder, questions)) if gold else None,
+    )
+
+
+def _beside(control: Sequence[Cell], best: CurvePoint, sets: Mapping[str, Sequence[Example]]) -> dict[str, float]:
+    """Log-odds of every set in the control at the same rate, seed and step; where it diverged, at its last step."""
+    cell = next(own for own in control if own.best.learning_rate == best.learning_rate and own.best.seed == best.seed)
+    point = next((point for point in cell.curve if point.step == best.step), cell.curve[-1])
+    odds = iter(point.item_log_odds)
+    return {name: fmean(next(odds) for _ in examples) for name, examples in sets.items()}
 
 
 def _leading(
