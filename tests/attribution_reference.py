@@ -66,6 +66,15 @@ def make_batches(count: int = 3, rows: int = 4) -> list[Batch]:
     return [collate(items[i : i + rows], 0, range(rows)) for i in range(0, len(items), rows)]
 
 
+def options_of(item: int) -> list[Encoded]:
+    """One to three answers of one or two tokens after the prompt of item `item` of every batch alike."""
+    prompt = (3, 2, 4, 3)[item]
+    draw = torch.Generator().manual_seed(50 + item)
+    ids = torch.randint(1, 8, (1 + item % 3, prompt + 2), generator=draw).tolist()
+    ids = [own[: prompt + 1 + k % 2] for k, own in enumerate(ids)]
+    return [Encoded(tuple(own), prompt) for own in ids]
+
+
 class Fake:
     """One step of the loop: micro-batches of `batch`, and GA as the host."""
 
@@ -85,6 +94,10 @@ class Fake:
 
     def answers(self, rows: Batch) -> SimpleNamespace:
         return SimpleNamespace(sequence=self.model.sequence(rows))
+
+    def options(self, rows: Batch) -> tuple[Batch, Tensor]:
+        found = [(place, option) for place, item in enumerate(rows.index.tolist()) for option in options_of(item)]
+        return collate([option for _, option in found], 0), torch.tensor([place for place, _ in found])
 
     def tokens(self, side: str, ahead: int = 0) -> int:
         raise AssertionError
@@ -138,8 +151,8 @@ def snapshot(model: Tiny) -> Weights:
 # --- the reference: the model, its influences and the penalty, written down once more, and differentiated numerically
 
 
-def quantity(weights: Weights, row: Batch, of: str, nudges: Weights | None = None) -> tuple[Tensor, Weights]:
-    """q of one row, and the outputs of all maps; `nudges` are added to those."""
+def said(weights: Weights, row: Batch, nudges: Weights | None = None) -> tuple[Tensor, Weights]:
+    """log P of one row's answer, and the outputs of all maps; `nudges` are added to those."""
     heard: Weights = {}
 
     def linear(name: str, x: Tensor) -> Tensor:
@@ -152,26 +165,46 @@ def quantity(weights: Weights, row: Batch, of: str, nudges: Weights | None = Non
         scores = linear(f"{b}.q", x) @ linear(f"{b}.k", x).T / 5**0.5
         x = x + scores.masked_fill(later, -torch.inf).softmax(-1) @ x
         x = x + linear(f"{b}.down", torch.tanh(linear(f"{b}.up", x)))
-    s = answer_sum((x @ weights["head.weight"].T)[None], row)[0]
+    return answer_sum((x @ weights["head.weight"].T)[None], row)[0], heard
+
+
+def read(row: Batch, of: str) -> list[Batch]:
+    """The rows that q of one item depends on, the answer's first."""
+    beside = options_of(int(row.index[0])) if of == "margin" else []
+    return [row, *(collate([option], 0) for option in beside)]
+
+
+def quantity(rows: Sequence[Batch], logs: Sequence[Tensor], of: str) -> Tensor:
+    """q of one item from log P of its rows."""
+    s = logs[0]
+    if of == "margin":
+        mean, *others = (log / row.answer_mask.sum() for row, log in zip(rows, logs, strict=True))
+        return mean - torch.stack(others).exp().mean().log()
     p = s.exp()
-    return {"probability": p, "log_probability": s, "log_odds": torch.log(p / (1 - p))}[of], heard
+    return {"probability": p, "log_probability": s, "log_odds": torch.log(p / (1 - p))}[of]
 
 
 def influence(weights: Weights, row: Batch, form: AttributionPenalty, constant: Weights | None = None) -> Weights:
-    """A of one row at `weights`, g taken at `constant` where that is given."""
+    """A of one item at `weights`, g taken at `constant` where that is given."""
     at = {name: w.clone().requires_grad_() for name, w in (constant or weights).items()}
     kinds = form.modules or ("q", "k", "up", "down")
     names = [f"{b}.{kind}" for b in range(2) for kind in kinds]
+    rows = read(row, form.of)
     if form.level == "parameter":
         leaves = [at[f"blocks.{name}.weight"] for name in names]
-        g = torch.autograd.grad(quantity(at, row, form.of)[0], leaves)
+        g = torch.autograd.grad(quantity(rows, [said(at, one)[0] for one in rows], form.of), leaves)
         return {n: weights[f"blocks.{n}.weight"] * x for n, x in zip(names, g, strict=True)}
     with torch.no_grad():
-        outputs = quantity(weights, row, form.of)[1]
-    nudges = {name: torch.zeros_like(h).requires_grad_() for name, h in outputs.items()}
-    g = torch.autograd.grad(quantity(at, row, form.of, nudges)[0], [nudges[name] for name in names])
-    last = int(row.answer_mask[0].nonzero().max())  # predicted one position before
-    return {n: (outputs[n] * x)[:last].amin(0) for n, x in zip(names, g, strict=True)}
+        outputs = [said(weights, one)[1] for one in rows]
+    nudges = [{name: torch.zeros_like(h).requires_grad_() for name, h in own.items()} for own in outputs]
+    logs = [said(at, one, own)[0] for one, own in zip(rows, nudges, strict=True)]
+    g = torch.autograd.grad(quantity(rows, logs, form.of), [own[name] for own in nudges for name in names])
+    found = []
+    for one, own in zip(rows, outputs, strict=True):
+        last = int(one.answer_mask[0].nonzero().max())  # predicted one position before
+        mine, g = g[: len(names)], g[len(names) :]
+        found.append({n: (own[n] * x)[:last].amin(0) for n, x in zip(names, mine, strict=True)})
+    return total(found)
 
 
 def units(batch: Batch, form: AttributionPenalty) -> list[list[Batch]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from expunge.unlearning.parametrizations.projection import Projection
 from expunge.unlearning.transforms.attribution import AttributionPenalty
 from expunge.unlearning.transforms.sam import SAM
 from transform_runs import assert_cut_changes_nothing, assert_resumed_is_straight, transformed
-from unlearning_runs import assert_same, history, largest_difference
+from unlearning_runs import assert_same, history, largest_difference, make_request
 
 FORMS: dict[str, dict[str, Any]] = {
     "original": {"anchor": "original"},
@@ -34,6 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "example": {"products": "example", "compare": "same"},
     "neuron": {"level": "neuron"},
     "log P": {"of": "log_probability"},
+    "margin": {"of": "margin", "level": "neuron", "anchor": "original"},
     "exact": {"order": "exact", "modules": ("q", "down")},
     "all at once": {
         "level": "neuron",
@@ -62,7 +63,7 @@ def test_resumed_is_straight(name: str, tmp_path: Path) -> None:
     assert_resumed_is_straight(relative(name), tmp_path, per_device_train_batch_size=4)
 
 
-@pytest.mark.parametrize("name", ["adapted", "example", "neuron", "exact"])
+@pytest.mark.parametrize("name", ["adapted", "example", "neuron", "margin", "exact"])
 def test_the_cut_of_a_step_changes_nothing(name: str) -> None:
     # Llama's norms and softmaxes compute in float32, whatever the rest does, and the kernels sum in another order.
     assert_cut_changes_nothing(relative(name), tolerance=1e-5, max_steps=3)
@@ -123,6 +124,22 @@ TRAINED = [
 def test_any_parametrization_will_do(trained: Parametrization, name: str) -> None:
     result, _ = transformed(relative(name), parametrization=trained, max_steps=3)
     assert result.history[-1].transform["attribution_gradient_ratio"] == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_margin_is_over_the_options_of_each_item() -> None:
+    """Other options give another penalty; items without any are refused before anything is trained."""
+    form = AttributionPenalty(strength=0.5, scale="relative", of="margin", anchor="original", measure_every=1)
+    request = make_request()
+    turned = tuple(replace(e, options=e.options[:1]) for e in request.forget)
+    (first, one), (_, other), (_, again) = (
+        transformed(form, request=replace(request, forget=forget), max_steps=3)
+        for forget in (request.forget, turned, request.forget)
+    )
+    assert first.history[-1].transform["attribution_gradient_ratio"] == pytest.approx(0.5, rel=1e-6)
+    assert largest_difference(one, again) == 0 < 1e-4 < largest_difference(one, other)
+    bare = (*request.forget[1:], replace(request.forget[0], options=()))
+    with pytest.raises(InputError, match="no wrong options"):
+        transformed(form, request=replace(request, forget=bare), max_steps=1)
 
 
 def test_a_head_worked_in_blocks_can_be_differentiated_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,10 @@ FORMS = {
     ),
     "log P": AttributionPenalty(of="log_probability", anchor="original"),
     "log-odds": AttributionPenalty(of="log_odds", compare="same"),
+    "margin": AttributionPenalty(of="margin"),
+    "margin, neuron, hinge": AttributionPenalty(of="margin", level="neuron", penalty="hinge", anchor="original"),
+    "margin, exact, each example": AttributionPenalty(of="margin", order="exact", products="example", compare="same"),
+    "margin, neuron, exact": AttributionPenalty(of="margin", level="neuron", order="exact", compare="same"),
     "exact": AttributionPenalty(order="exact", compare="same"),
     "exact, log-odds": AttributionPenalty(order="exact", of="log_odds"),
     "everything else": AttributionPenalty(

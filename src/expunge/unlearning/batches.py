@@ -66,6 +66,7 @@ class StepBatches:
         twins: for each forget item answer and options after the prompts of its made-up twins; empty where the objective
             asks for none.
         anchors: for each forget item the rows that are held, one of them in each step, in turn from epoch to epoch.
+        options: for each forget item its wrong options, as a transform asks; empty where none does.
     """
 
     forget: Sequence[Encoded]
@@ -78,6 +79,7 @@ class StepBatches:
     companions: Owned = ()
     twins: Grouped = ()
     anchors: Sequence[tuple[Anchor, ...]] = ()
+    options: Owned = ()
 
     def totals(self, step: int, among: Among | None = None) -> Totals:
         """The counts of the whole step, or of its forget items `among` all."""
@@ -114,6 +116,12 @@ class StepBatches:
                 self._owned(self.companions, forget[rows]) if self.companions else None,
                 held.rows if held else None,
             )
+
+    def options_of(self, forget: Batch) -> CompanionRows:
+        """The wrong options of these forget rows; each item has one at least where a transform asks for them."""
+        found = self._owned(self.options, forget.index.tolist())
+        assert found is not None
+        return found
 
     def _drawn(self, step: int, among: Among | None) -> tuple[Sequence[int], Sequence[int]]:
         """The forget and the retain items of a step."""

@@ -32,7 +32,7 @@ def identity(method: Method, arguments: UnlearnArguments, batches: StepBatches, 
     settings = {name: value for name, value in asdict(arguments).items() if name not in _FREE}
     earlier = getattr(method.parametrization, "earlier", None)
     data = {"forget": batches.forget, "retain": batches.retain, "companions": batches.companions}
-    data |= {"twins": batches.twins} if batches.twins else {}
+    data |= {name: rows for name in ("twins", "options") if (rows := getattr(batches, name))}
     return {
         "method": repr(method),
         **settings,

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.data.collate import Encoded, Encoder
+from expunge.data.distractors import require_options
 from expunge.data.example import Example
 from expunge.data.order import PairedOrder
 from expunge.data.sources import instructions
@@ -32,7 +33,7 @@ from expunge.progress import Progress, Silent
 from expunge.request import Request
 from expunge.unlearning.anchors import anchors
 from expunge.unlearning.arguments import UnlearnArguments
-from expunge.unlearning.batches import Grouped, StepBatches
+from expunge.unlearning.batches import Grouped, Owned, StepBatches
 from expunge.unlearning.identity import identity
 from expunge.unlearning.interrupts import deferred_interrupts
 from expunge.unlearning.landing import POINTS, Landing
@@ -284,8 +285,9 @@ def step_batches(
     order = PairedOrder(len(forget), len(used), size, arguments.seed, len(held))
     forget = (*forget, *held)
     gone, kept = ([encoder.encode(example.prompt, example.answer) for example in items] for items in (forget, used))
-    found = [method.objective.companions(example) for example in forget]
-    beside = [tuple(encoder.encode(e.prompt, text) for text in texts) for e, texts in zip(forget, found, strict=True)]
+    beside = _after_prompts(encoder, forget, [method.objective.companions(example) for example in forget])
+    wanted = forget if any(transform.wants_options for transform in method.transforms) else ()
+    require_options(wanted)
     twins = _twins(encoder, forget, used, method.objective.twins)
     n = method.objective.held_options
     return StepBatches(
@@ -299,7 +301,13 @@ def step_batches(
         beside if any(beside) else (),
         twins,
         [anchors(own, beside[item][:n], item % 2) for item, own in enumerate(twins)],
+        _after_prompts(encoder, wanted, [example.options for example in wanted]),
     )
+
+
+def _after_prompts(encoder: Encoder, examples: Sequence[Example], texts: Sequence[tuple[str, ...]]) -> Owned:
+    """For each example these texts as answers to its prompt."""
+    return [tuple(encoder.encode(e.prompt, text) for text in own) for e, own in zip(examples, texts, strict=True)]
 
 
 def _twins(encoder: Encoder, forget: Sequence[Example], retain: Sequence[Example], n: int) -> Grouped:

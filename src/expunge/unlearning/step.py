@@ -166,6 +166,11 @@ class Moment:
         """What the model says to `rows`, with its graph."""
         return answer_log_probs(self.stepper.model, rows, self.stepper.start.read)
 
+    def options(self, rows: Batch) -> tuple[Batch, Tensor]:
+        """The wrong options of forget rows, and which of `rows` owns each."""
+        found = self.stepper.batches.options_of(rows)
+        return found.rows, found.owner
+
     def tokens(self, side: Side, ahead: int = 0, among: Among | None = None) -> int:
         """Answer tokens of one side of the step `ahead` from now, over all processes."""
         totals = self.stepper.batches.totals(self.number + ahead, among)

@@ -18,12 +18,12 @@ What the paper leaves open is an option each; its formula stands at the head of 
     level, order       what has influence; second derivatives     attribution_levels.py
     of                 influence on what                          attribution_quantities.py
 
-Algorithm 1, with any `penalty`, `of` and `modules`, rides on the loss's backward (attribution_ride.py) if the objective
-reaches the forget rows through `forget.sequence` alone and no other transform is there. All else, and every other
-objective, takes passes of its own (attribution_separate.py): the same penalty at a higher price, but for examples that
-the loss no longer pushes at all (a hinge that is met), which have no influence on a ride. With other transforms this
-one stands first, so that it sees the weights of the step. A parametrization that trains something in the linear maps of
-the blocks but no matrix of theirs (a projection) needs level "neuron".
+Algorithm 1, with any `penalty`, `modules` and `of` but the margin, rides on the loss's backward (attribution_ride.py)
+if the objective reaches the forget rows through `forget.sequence` alone and no other transform is there. All else, and
+every other objective, takes passes of its own (attribution_separate.py): the same penalty at a higher price, but for
+examples that the loss no longer pushes at all (a hinge that is met), which have no influence on a ride. With other
+transforms this one stands first, so that it sees the weights of the step. A parametrization that trains something in
+the linear maps of the blocks but no matrix of theirs (a projection) needs level "neuron".
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from typing import Final, Literal, get_args
 from expunge.errors import InputError, nearest
 from expunge.unlearning.parts import current
 from expunge.unlearning.transforms.attribution_paths import BoundAttributionPenalty
+from expunge.unlearning.transforms.attribution_quantities import MARGIN
 from expunge.unlearning.transforms.base import GradientTransform, Site
 
 Anchor = Literal["previous", "original"]
@@ -43,7 +44,7 @@ Penalty = Literal["symmetric", "hinge"]
 Scale = Literal["absolute", "relative"]
 Products = Literal["batch", "example"]
 LevelName = Literal["parameter", "neuron"]
-Quantity = Literal["probability", "log_probability", "log_odds"]
+Quantity = Literal["probability", "log_probability", "log_odds", "margin"]
 Order = Literal["first", "exact"]
 
 _CHOICES: Final = {
@@ -74,7 +75,8 @@ class AttributionPenalty(GradientTransform):
             New adapters have no influence to grow from: with them take anchor "previous" or level "neuron".
         products: A of the "batch" sum, or of each "example", which needs A_ref on the same examples.
         level: weights ("parameter") or outputs of linear maps ("neuron").
-        of: influence on "probability", "log_probability" or "log_odds" of the whole answer.
+        of: influence on "probability", "log_probability" or "log_odds" of the whole answer, or on its "margin" over
+            the wrong options, which every forget item must have then.
         order: "first" holds g constant, "exact" differentiates it too.
         modules: short names of linear maps, as in `architecture.MODULES` or the model's fused ones; empty for all that
             are trained.
@@ -126,7 +128,13 @@ class AttributionPenalty(GradientTransform):
             self._of_batches
             and (self.scale, self.products, self.level, self.order) == ("absolute", "batch", "parameter", "first")
             and self.adapt_to is None
+            and not self.wants_options
         )
+
+    @property
+    def wants_options(self) -> bool:
+        """For the margin."""
+        return self.of == MARGIN
 
     @property
     def _of_batches(self) -> bool:

@@ -3,9 +3,9 @@
     parameter    A_j = phi_j g_j,                              g = d/dphi sum_i q_i          arXiv:2509.22263, eq. 12
     neuron       A_n = sum_i min_k h_n[i, k] g_n[i, k],        g = dq_i / dh_n[i, k]         eq. 1, min over positions
 
-phi are the weight matrices of linear maps (under LoRA the adapters), h_n the outputs of those maps, i an example, k a
-position up to the one that predicts the last answer token. The minimum over k is the influence against the answer that
-the paper's diagnosis reads.
+phi are the weight matrices of linear maps (under LoRA the adapters), h_n the outputs of those maps, i an example (where
+q looks at options, each of its rows), k a position up to the one that predicts the last answer token. The minimum over
+k is the influence against the answer that the paper's diagnosis reads.
 
 With `exact`, g depends on the weights too, and dA holds second derivatives; without, g is a constant, as in eq. 14.
 """
@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from expunge.data.collate import Batch
 from expunge.errors import InputError
 from expunge.models.architecture import width
-from expunge.unlearning.transforms.attribution_quantities import Slope
+from expunge.unlearning.transforms.attribution_quantities import Quantity, Slope
 from expunge.unlearning.transforms.maps import LinearMap
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ class Level(ABC):
     """A of rows at one level.
 
     Args:
-        slope: dq/ds.
+        quantity: what influence is on.
         exact: whether A's graph goes through g.
     """
 
-    def __init__(self, slope: Slope, exact: bool) -> None:
-        self._slope, self._exact = slope, exact
+    def __init__(self, quantity: Quantity, exact: bool) -> None:
+        self._quantity, self._exact = quantity, exact
 
     @abstractmethod
     def influence(self, step: Step, rows: Batch) -> Influence:
@@ -54,11 +54,11 @@ class Level(ABC):
     def nothing(self) -> Influence:
         """A of no rows."""
 
-    def _gradient(self, sequence: Tensor, places: Sequence[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
+    def _gradient(self, sequence: Tensor, slope: Slope, places: Sequence[Tensor], *, keep: bool) -> tuple[Tensor, ...]:
         """g: d/dplaces of the rows' q; with a graph if `exact`; `keep` leaves the forward's graph alive."""
-        slope = self._slope(sequence if self._exact else sequence.detach())
+        slopes = slope(sequence if self._exact else sequence.detach())
         return torch.autograd.grad(
-            sequence, places, slope, create_graph=self._exact, retain_graph=keep or self._exact, materialize_grads=True
+            sequence, places, slopes, create_graph=self._exact, retain_graph=keep or self._exact, materialize_grads=True
         )
 
     def _kernel(self) -> AbstractContextManager[None]:
@@ -69,15 +69,16 @@ class Level(ABC):
 class ParameterLevel(Level):
     """A of every entry of the weight matrices of `maps`."""
 
-    def __init__(self, maps: Sequence[LinearMap], slope: Slope, exact: bool) -> None:
-        super().__init__(slope, exact)
+    def __init__(self, maps: Sequence[LinearMap], quantity: Quantity, exact: bool) -> None:
+        super().__init__(quantity, exact)
         self._weights = {m.name: m.weight for m in maps}
 
     def influence(self, step: Step, rows: Batch) -> Influence:
         """phi * g."""
+        read = self._quantity(step, rows)
         with self._kernel():
-            sequence = step.answers(rows).sequence
-        g = self._gradient(sequence, list(self._weights.values()), keep=False)
+            sequence = step.answers(read.rows).sequence
+        g = self._gradient(sequence, read.slope, list(self._weights.values()), keep=False)
         return {name: weight * x for (name, weight), x in zip(self._weights.items(), g, strict=True)}
 
     def nothing(self) -> Influence:
@@ -88,17 +89,18 @@ class ParameterLevel(Level):
 class NeuronLevel(Level):
     """A of every output of linear maps, given by name; their output must move with the weights."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], slope: Slope, exact: bool) -> None:
-        super().__init__(slope, exact)
+    def __init__(self, modules: Mapping[str, nn.Module], quantity: Quantity, exact: bool) -> None:
+        super().__init__(quantity, exact)
         self._modules = modules
 
     def influence(self, step: Step, rows: Batch) -> Influence:
         """The sum over rows of min_k h * g."""
         heard: dict[str, Tensor] = {}
+        read = self._quantity(step, rows)
         with self._kernel(), self._listening(heard):
-            sequence = step.answers(rows).sequence
-        g = self._gradient(sequence, list(heard.values()), keep=True)
-        outside = ~_positions(rows)[:, :, None]
+            sequence = step.answers(read.rows).sequence
+        g = self._gradient(sequence, read.slope, list(heard.values()), keep=True)
+        outside = ~_positions(read.rows)[:, :, None]
         return {
             name: (h * x).masked_fill(outside, torch.inf).amin(1).sum(0)
             for (name, h), x in zip(heard.items(), g, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.unlearning.transforms.attribution_drops import CUTS
 from expunge.unlearning.transforms.attribution_levels import Level, NeuronLevel, ParameterLevel
-from expunge.unlearning.transforms.attribution_quantities import QUANTITIES
+from expunge.unlearning.transforms.attribution_quantities import SLOPES, quantity
 from expunge.unlearning.transforms.attribution_references import (
     OriginalWeights,
     PreviousBatch,
@@ -38,7 +38,7 @@ _RIDES: Final = "rides"
 def ridden(config: AttributionPenalty, site: Site) -> RiddenPenalty:
     """The penalty on the loss's backward, for a form that `rides`."""
     maps = trained_linear_maps(site, config.modules)
-    slope, cut = QUANTITIES[config.of], CUTS[config.penalty]
+    slope, cut = SLOPES[config.of], CUTS[config.penalty]
     return RiddenPenalty(site, maps, slope, cut, config.strength, config.measure_every)
 
 
@@ -57,10 +57,10 @@ def separate(config: AttributionPenalty, site: Site) -> SeparatePenalty:
 
 
 def _level(config: AttributionPenalty, site: Site) -> Level:
-    slope, exact = QUANTITIES[config.of], config.order == "exact"
+    on, exact = quantity(config.of), config.order == "exact"
     if config.level == "neuron":
-        return NeuronLevel(moving_linear_maps(site, config.modules), slope, exact)
-    return ParameterLevel(trained_linear_maps(site, config.modules), slope, exact)
+        return NeuronLevel(moving_linear_maps(site, config.modules), on, exact)
+    return ParameterLevel(trained_linear_maps(site, config.modules), on, exact)
 
 
 def _reference(config: AttributionPenalty, site: Site, level: Level) -> Reference:

@@ -55,6 +55,11 @@ class GradientTransform(ABC):
 
     masks: ClassVar[bool] = False
 
+    @property
+    def wants_options(self) -> bool:
+        """Whether it asks a step for the wrong options of forget rows."""
+        return False
+
     @abstractmethod
     def bind(self, site: Site) -> BoundTransform:
         """A runtime for one run on `site`; raises `InputError` where the transform cannot work there."""
@@ -87,6 +92,10 @@ class Step(Protocol):
 
     def answers(self, rows: Batch) -> Answers:
         """What the model says to `rows` at the present weights, with its graph."""
+
+    def options(self, rows: Batch) -> tuple[Batch, Tensor]:
+        """The wrong options of forget rows after the same prompts, and the number among `rows` that owns each; for a
+        transform that `wants_options`."""
 
     def tokens(self, side: Side, ahead: int = 0, among: Among | None = None) -> int:
         """Answer tokens of that side of that step, over all processes: what a mean over it is divided by."""
