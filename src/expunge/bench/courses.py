@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 from expunge.bench.grid import Grid, kept
 from expunge.bench.rows import DIGITS, interval, mean, share_interval, with_interval
@@ -27,7 +28,7 @@ from expunge.bench.standings import (
     worst_earlier,
 )
 from expunge.continual.course import require_same, run_course
-from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt, SetScore
+from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt, SetScore, Setting
 from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
 
@@ -118,8 +119,8 @@ def course_table(courses: Courses) -> str:
     lines = [
         f"| method | seeds | forgotten: accuracy / {told} | last request / worst earlier one, {told} | retain "
         "| held-out | perplexity | trained numbers | seconds a request | GB at most "
-        "| relearnt, merged: same / others | frozen | reapplied |",
-        "|" + "---|" * 13,
+        "| relearnt, merged: same / others | frozen | reapplied | hooks deleted |",
+        "|" + "---|" * 14,
     ]
     return "\n".join([*lines, *(_line(method, own) for method, own in courses.items())])
 
@@ -291,6 +292,6 @@ def _line(method: str, own: Sequence[Course]) -> str:
         f"{own[0].after[0].trained:,}",
         over(lambda c: fmean(moment.seconds for moment in c.after), ".1f"),
         over(lambda c: c.after[-1].peak_bytes / 1e9, ".1f"),
-        *map(back, ("merged", "frozen", "reapplied")),
+        *map(back, get_args(Setting)),
     ]
     return f"| {' | '.join(cells)} |"
