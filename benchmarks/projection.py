@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import PreTrainedModel
 
+from expunge.continual.relearning import Rows, enforced
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.models.answers import evaluating, length_sorted
-from expunge.models.architecture import readout
+from expunge.models.architecture import base_linear, describe, readout
 from expunge.models.checkpoint import save_pretrained_atomic
 from expunge.models.projections import attach
 from expunge.unlearning.parametrizations.base import Material
@@ -68,6 +69,9 @@ def measure(settings: Settings, result: Result) -> None:
     result.rows["hooks at blocks / plain"] = {"ratio": round(min(hooks.wall) / min(plain.wall), 4)}
     sizes = [size_on_disk(each, encoder) for each in (folded, model)]
     result.claims.append(Claim("bytes on disk, folded / plain", sizes[0] / sizes[1], 1.0, at_least=False))
+    for dtype in (torch.float32, torch.bfloat16):
+        found = agreement(model, folded, removed, batch.input_ids, dtype)
+        result.rows[f"folded beside hooked, {str(dtype).removeprefix('torch.')}"] = found
     numbers = sum(rows.numel() for rows in removed.values())
     result.rows["numbers trained"] = {
         "projection": numbers,
@@ -88,6 +92,25 @@ def served_once(model: PreTrainedModel, ids: torch.Tensor) -> None:
     """One forward without a gradient."""
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
+
+
+def agreement(
+    model: PreTrainedModel, folded: PreTrainedModel, removed: Rows, ids: torch.Tensor, dtype: torch.dtype
+) -> dict[str, float]:
+    """How far logits of the folded model lie from those with hooks, in this dtype, beside how far the plain model's lie
+    from its own in float32 (2-norms, relative); and what of the weights lies in removed directions, at most."""
+    plain, merged = (copy.deepcopy(each).to(dtype) for each in (model, folded))
+    with torch.no_grad():
+        exact, rounded, one = (each(input_ids=ids, use_cache=False).logits.float() for each in (model, plain, merged))
+        with enforced(plain, "frozen", removed):
+            other = plain(input_ids=ids, use_cache=False).logits.float()
+    downs = {block: base_linear(describe(merged).linears[block]["down"]).weight.detach().float() for block in removed}
+    inside = [float((rows @ downs[block]).norm() / downs[block].norm()) for block, rows in removed.items()]
+    return {
+        "logits, folded - hooked": float((one - other).norm() / other.norm()),
+        "logits, plain - plain in float32": float((rounded - exact).norm() / exact.norm()),
+        "weights inside what is removed": max(inside),
+    }
 
 
 def size_on_disk(model: PreTrainedModel, encoder: Encoder) -> int:
