@@ -18,7 +18,7 @@ from expunge.source import built, chosen, trained_here
 from measure import Claim, Result, Settings, main
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "continual_people.yaml"
-METHODS = ("graddiff", "mrp")
+METHODS = ("graddiff", "mrp", "durable")
 MINUTES = 6
 
 

@@ -7,8 +7,9 @@
 m_i is the log-odds that the audit reports: 0 is ignorance. Ascent (GA, GradDiff) has no lower bound and goes on into
 inversion, which gives the answer away; NPO weakens but does not stop. Here an item that is no better known than its
 options has no gradient left, or is brought back to them (`restore`) where something else drives it on. It is the
-multi-class hinge loss turned round: the right class must not win. The options are looked at and not pushed: raising
-them would teach wrong answers.
+multi-class hinge loss (Crammer and Singer 2001) turned round: the right class must not win. The inverted hinge loss of
+arXiv:2408.06621 resembles it, token by token against the next likeliest token, which it raises; here the options are
+looked at and not pushed, since raising them would teach wrong answers.
 """
 
 from __future__ import annotations
