@@ -59,5 +59,5 @@ if __name__ == "__main__":
     grids = {name: read_yaml(RECIPES / file) for name, file in FILES.items()}
     drawn = {"world_facts": "durable", "world_facts_ignorance": "bounded_relearning"}
     parts = dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts_ignorance")
-    left_out = {"world_facts": ("durable", "without_attacker", "without_hold", "half_as_long")}
-    main(Page("erase_or_hide", HEAD, grids, drawn, parts, left_out), __doc__)
+    recommended, guessed = {"world_facts": "durable"}, {"world_facts": "made_up"}
+    main(Page("erase_or_hide", HEAD, grids, drawn, parts, recommended, guessed), __doc__)
