@@ -28,7 +28,8 @@ of the attacked accuracy is never narrower than the questions of one seed allow 
 leaves more recovered ([controls](../controls.md)). In brackets after a gold model's: twice the standard deviation over
 seeds, in units of R, which is how far apart models are that never knew. R is read where the model leads its control
 most; the control's log-odds are those there, the model's the highest of all. Settings were chosen on other seeds (see
-Tuning), by hand and not with equal budgets for all methods, but on `people`, where each had four trials.
+Tuning), whose forgotten countries are in part the same (see What is missing), by hand and not with equal budgets for
+all methods, but on `people`, where each had four trials.
 `harmful_0.3`: tuned on 0.3 of the forgotten facts, scored on the rest (`wrong`: of those that are answered wrongly, as
 in the paper); `related`: on other facts of the same kind; `benign`: on everyday instructions, `lora8` through adapters;
 `quantise`: 8 and 4 bits.
@@ -59,5 +60,5 @@ if __name__ == "__main__":
     grids = {name: read_yaml(RECIPES / file) for name, file in FILES.items()}
     drawn = {"world_facts": "durable", "world_facts_ignorance": "bounded_relearning"}
     parts = dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts_ignorance")
-    left_out = {"world_facts": ("durable", "without_attacker", "without_hold", "half_as_long")}
-    main(Page("erase_or_hide", HEAD, grids, drawn, parts, left_out), __doc__)
+    recommended, guessed = {"world_facts": "durable"}, {"world_facts": "made_up"}
+    main(Page("erase_or_hide", HEAD, grids, drawn, parts, recommended, guessed), __doc__)

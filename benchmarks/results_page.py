@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from expunge.audit.intervals import wilson
 from expunge.bench.grid import Grid, run_grid, stored
-from expunge.bench.rows import Row, dump_json, markdown, recovery_table, rows, with_interval
+from expunge.bench.rows import Row, attacked, dump_json, interval, markdown, recovery_table, rows, with_interval
 from expunge.console import Bars
 from expunge.report.record import Record
 from results_figures import draw
@@ -36,7 +38,8 @@ class Page:
         grids: by name, each a tree that `Grid.of` takes.
         drawn: part -> the method that its pictures are about; parts without pictures are left out.
         parts: grid -> the part whose table it adds to, where that is not one of its own.
-        left_out: part -> a method of it, and the same method without this or that.
+        recommended: part -> the method that all others of its table are compared with.
+        guessed: part -> the part whose model cannot know, which says what guessing gives under the same attacks.
     """
 
     name: str
@@ -44,7 +47,8 @@ class Page:
     grids: Mapping[str, Mapping[str, Any]]
     drawn: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    recommended: Mapping[str, str] = field(default_factory=dict)
+    guessed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def records(self) -> Path:
@@ -80,8 +84,10 @@ class Page:
             own = [replace(row, benchmark=part) for row in rows(together)]
             found += own
             lines += [f"\n## {part}\n", _about(own[0]), *_told(own)]
-            if part in self.left_out:
-                lines += _left_out(self.left_out[part], together)
+            if part in self.recommended:
+                lines += compared(self.recommended[part], together)
+            if guess := parts.get(self.guessed.get(part, ""), {}):
+                lines += beside_chance(together, self.guessed[part], next(iter(guess.values())))
             lines += _penalties(self.records / part)
             if part in self.drawn:
                 lines += ["", *draw(RESULTS, f"{self.name}-{part}", own, together, self.drawn[part])]
@@ -111,19 +117,59 @@ def _told(own: Sequence[Row]) -> Iterator[str]:
     yield f"<details><summary>All numbers</summary>\n\n{markdown(own)}\n\n</details>"
 
 
-def _left_out(names: Sequence[str], together: Mapping[str, Sequence[Record]]) -> Iterator[str]:
-    """How much less a method, the first of `names`, gives back than the others, which lack a part of it."""
-    found = rows({name: together[name] for name in names})
+def compared(name: str, together: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """How much more every other method gives back than `name`, on the seeds that they share, and what each keeps."""
+    found = rows({name: together[name], **together})
     attacks = list(dict.fromkeys(row.attack for row in found))
-    yield f"\nWhat comes back more than from {names[0]} (R, paired by seed), and what stays of the held-out facts:\n"
+    yield f"\nWhat comes back more than from {name} (R, paired, on the seeds that both have; bold where the 95 %"
+    yield "interval excludes 0), and what stays of the held-out facts on these seeds:\n"
     yield f"| | seeds | {' | '.join(attacks)} | held-out |\n|" + "---|" * (3 + len(attacks))
-    for name in names[1:]:
-        own = {row.attack: row for row in found if row.method == name}
-        cells = [with_interval(r.against, r.against_low, r.against_high, "+") for r in map(own.__getitem__, attacks)]
-        one = own[attacks[0]]
-        kept = fmean(r.scores.test.after.accuracy for r in together[names[0]] if r.seeds["data"] in one.seeds)
-        told = [name, str(len(one.seeds)), *cells, f"{one.held_out_after:.2f} instead of {kept:.2f}"]
-        yield f"| {' | '.join(told)} |"
+    kept = {method: {r.seeds["data"]: r.scores.test.after.accuracy for r in own} for method, own in together.items()}
+    for other in together:
+        shared = kept[other].keys() & kept[name].keys()
+        if other == name or not shared:
+            continue
+        own = {row.attack: row for row in found if row.method == other}
+        cells = [_apart(own[attack]) if attack in own else "" for attack in attacks]
+        stays = " instead of ".join(f"{fmean(kept[each][seed] for seed in shared):.2f}" for each in (other, name))
+        yield f"| {' | '.join([other, str(len(shared)), *cells, stays])} |"
+
+
+def _apart(row: Row) -> str:
+    """The paired difference, bold where its interval excludes 0; nothing where no seed is shared."""
+    told = "" if math.isnan(row.against) else with_interval(row.against, row.against_low, row.against_high, "+")
+    return f"**{told}**" if row.against_low > 0 or row.against_high < 0 else told
+
+
+def beside_chance(together: Mapping[str, Sequence[Record]], name: str, guess: Sequence[Record]) -> Iterator[str]:
+    """Accuracy after and under attack, the questions of all seeds taken together, for the methods with most seeds.
+
+    Args:
+        name: what the last line is called.
+        guess: runs of a model that cannot know the answers, under the same attacks.
+    """
+    most = max(map(len, together.values()))
+    chosen = {method: own for method, own in together.items() if len(own) == most}
+    attacks = list(dict.fromkeys(row.attack for row in rows(chosen)))
+    chance = fmean(attack.chance for own in chosen.values() for record in own for attack in record.attacks)
+    yield f"\nRight answers of all seeds together (chance {chance:.2f}): their share with Wilson's interval over the"
+    yield "questions, as if none of them came back in another seed, and after the semicolon Student's over seeds. Under"
+    yield f"attack it is the highest of all moments. {name}: what guessing gives, about subjects that do not exist.\n"
+    yield f"| | seeds | before any attack | {' | '.join(attacks)} |\n|" + "---|" * (3 + len(attacks))
+    for method, own in {**chosen, name: guess}.items():
+        after = [(record.scores.forget.after.accuracy, record.scores.forget.after.n) for record in own]
+        under = [[(a.accuracy, a.start.n) for _, a in attacked(own, attack)] for attack in attacks]
+        yield f"| {' | '.join([method, str(len(own)), *map(_pooled, [after, *under])])} |"
+
+
+def _pooled(scored: Sequence[tuple[float, int]]) -> str:
+    """`41 of 85: 0.48 [0.38, 0.59]; [0.32, 0.64]` of accuracies and their numbers of questions; nothing of none."""
+    if not scored:
+        return ""
+    right, n = round(sum(share * n for share, n in scored)), sum(n for _, n in scored)
+    low, high = interval([share for share, _ in scored])
+    seeds = "" if math.isnan(low) else f"; [{max(low, 0):.2f}, {min(high, 1):.2f}]"
+    return f"{right} of {n}: {with_interval(right / n, *wilson(right / n, n))}{seeds}"
 
 
 def _about(row: Row) -> str:

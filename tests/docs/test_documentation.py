@@ -71,9 +71,14 @@ def test_the_page_of_recipes_has_inherited_settings_and_nothing_that_is_none() -
 
 
 @pytest.mark.parametrize(
-    "block",
-    re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL),
+    ("page", "block"),
+    [
+        (page, block)
+        for page in ("tutorial.md", "metrics.md")
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    ],
+    ids=lambda value: value if value.endswith(".md") else "",
 )
-def test_python_examples_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_run(page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "tutorial.md", "exec"), {})  # our own page
+    exec(compile(block, page, "exec"), {})  # our own pages
