@@ -14,7 +14,7 @@ from expunge.audit.planted import Suppressor, plant
 from expunge.bench.standings import plain_recovery, recovery, twin_recovery
 from expunge.continual.course import run_course
 from expunge.continual.record import Course, Moment, SetScore, twinned
-from expunge.continual.relearning import Asked, _leading, relearn
+from expunge.continual.relearning import Asked, _leading, outcome, relearn, rest_of
 from expunge.data.benchmarks import Benchmark
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.twins import stream_twins
@@ -44,11 +44,13 @@ def start() -> Moment:
 
 def test_a_bias_against_the_answers_is_found_out_over_a_course(start: Moment, tmp_path: Path) -> None:
     """Ignorance would take both requests for erased; made-up subjects, whose answers it weighs on as much, do not."""
-    model = copy.deepcopy(teach(make_tiny_model(), FACTS + STAYS))
+    knew = teach(make_tiny_model(), FACTS + STAYS)
+    model = copy.deepcopy(knew)
     plant(model, ENCODER, FACTS, STAYS, Suppressor("output_bias", -1, neurons=4, learning_rate=0.05))
     attack = RelearnHarmful(fraction=0.4, learning_rates=(3e-3,), max_steps=2, eval_every=1)
     asked = Asked.of(STREAM, attack, TWINS)
-    back = relearn(model, ENCODER, asked, attack, "merged", {}, Silent(), tmp_path)
+    cells = relearn(model, ENCODER, asked, attack, "merged", {}, Silent(), tmp_path)
+    back = outcome("merged", asked, cells, rest_of(asked, ENCODER, knew, None))
     after = tuple(start.model_copy(update={"request": name}) for name in REQUESTS)
     course = Course(stream="s", method="m", recipe={}, seed=1, model="x", start=start, after=after, relearnt=(back,))
     assert {name: found.n for name, found in back.twins.items()} == {"a": 5, "b": 8}

@@ -6,8 +6,8 @@
 
 The control is the gold model of the whole stream where there is one, control' the same attacked alike and at the same
 moment (but where accuracy tells: as it is); else ignorance, standing 0. Of the request that is tuned on, all of these
-are of those questions alone that are not (`Rest`). Where the questions
-have made-up twins (`data.twins`) these are a second control, and R is the larger one of the two (`audit.control`):
+are of those questions alone that are not (`Rest`). Where the questions have made-up twins (`data.twins`) these are a
+second control, and R is the larger one of the two (`audit.control`):
 
     R        = sum_s lead(attacked_s) / sum_s lead(before_s)        lead = log-odds of the items - those of their twins
 

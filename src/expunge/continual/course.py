@@ -25,7 +25,7 @@ from expunge import __version__
 from expunge.attacks.catalogue import make_attack
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Moment, Relearnt, SetScore, Setting, twinned
-from expunge.continual.relearning import SETTINGS, Asked, deleted, relearn, rest_of, tuned
+from expunge.continual.relearning import SETTINGS, Asked, deleted, outcome, relearn, rest_of
 from expunge.data.benchmarks.streams import STREAMS
 from expunge.data.example import Example
 from expunge.data.sources import passages
@@ -246,18 +246,17 @@ def _relearnt(
     end: LoadedModel, start: Moment, place: Place, begin: Begin, recipe: Recipe, progress: Progress
 ) -> Iterator[Relearnt]:
     """Relearning of the first request in the last model, in every setting that its projections allow."""
-    encoder = encoder_of(end, recipe)
+    encoder, cells = encoder_of(end, recipe), place.folder / "cells"
     for attack in _attacks(recipe):
         asked = Asked.of(begin.stream, attack, begin.twins)
         gold = _load(begin.gold[-1], recipe).model if begin.gold else None
         rest = rest_of(asked, encoder, _load(begin.model, recipe).model, gold)
-        kept, told = place.folder / "cells", Named(progress, "control")
-        control = tuned(gold, encoder, asked, attack, "merged", {}, told, kept / "control") if gold else ()
+        told, kept = Named(progress, "control"), cells / "control"
+        control = relearn(gold, encoder, asked, attack, "merged", {}, told, kept) if gold else ()
         for setting, removed in _settings(recipe, place.removed(len(begin.stream.ids))).items():
-            told = Named(progress, setting)
-            yield relearn(
-                end.model, encoder, asked, attack, setting, removed, told, kept / setting, rest=rest, control=control
-            )
+            told, kept = Named(progress, setting), cells / setting
+            found = relearn(end.model, encoder, asked, attack, setting, removed, told, kept)
+            yield outcome(setting, asked, found, rest, control)
         if _rows_alone(recipe):
             yield deleted(start, asked.first, rest)
 

@@ -13,7 +13,6 @@ A gold model, where there is one, is attacked alike, as it never had projections
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,49 +105,16 @@ def relearn(
     removed: Rows,
     progress: Progress,
     cells: Path,
-    rest: Rest | None = None,
-    control: Sequence[Cell] = (),
-) -> Relearnt:
-    """Fine-tune `model`, which is left as it was, on a part of the first request in one setting.
+) -> list[Cell]:
+    """Fine-tune `model`, which is left as it was, on a part of the first request, in every cell of the attack's grid.
 
     Args:
         asked: what is trained on and scored.
         attack: its grid and steps.
+        setting: how projections hold meanwhile.
         removed: Q by block, of MLP outputs; not looked at in setting "merged".
         cells: where finished cells are kept.
-        rest: what the questions of the first request are measured from.
-        control: the cells of a gold model that was attacked alike (`tuned`).
     """
-    began = time.monotonic()
-    found = tuned(model, encoder, asked, attack, setting, removed, progress, cells)
-    best = leader(found)
-    items: Iterator[ItemScore] = iter(best.items)
-    points = [point for cell in found for point in cell.curve]
-    return Relearnt(
-        setting=setting,
-        request=asked.first,
-        learning_rate=best.best.learning_rate,
-        step=best.best.step,
-        curve=tuple((p.learning_rate, p.step, p.log_odds) for p in points),
-        sets={name: SetScore.of([next(items) for _ in examples]) for name, examples in asked.sets.items()},
-        seconds=time.monotonic() - began,
-        twins=_leading(points, asked.sets, tuple(asked.twins)),
-        control=_beside(control, best.best, asked.sets) if control else {},
-        rest=rest,
-    )
-
-
-def tuned(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    asked: Asked,
-    attack: RelearnHarmful,
-    setting: Setting,
-    removed: Rows,
-    progress: Progress,
-    cells: Path,
-) -> list[Cell]:
-    """The cells of the attack's grid, as in `relearn`."""
     with lent(model) as weights, enforced(model, setting, removed):
         twins = tuple(asked.twins.values())
         sweep = Sweep(
@@ -166,6 +132,33 @@ def tuned(
         )
         found, _ = sweep.run(list(product(attack.learning_rates, attack.seeds)), open_cells(cells), None)
     return found
+
+
+def outcome(
+    setting: Setting, asked: Asked, cells: Sequence[Cell], rest: Rest, control: Sequence[Cell] = ()
+) -> Relearnt:
+    """What came back, for the record.
+
+    Args:
+        cells: of the attack (`relearn`).
+        rest: what the questions of the first request are measured from.
+        control: the cells of a gold model that was attacked alike.
+    """
+    best = leader(cells)
+    items: Iterator[ItemScore] = iter(best.items)
+    points = [point for cell in cells for point in cell.curve]
+    return Relearnt(
+        setting=setting,
+        request=asked.first,
+        learning_rate=best.best.learning_rate,
+        step=best.best.step,
+        curve=tuple((p.learning_rate, p.step, p.log_odds) for p in points),
+        sets={name: SetScore.of([next(items) for _ in examples]) for name, examples in asked.sets.items()},
+        seconds=sum(cell.seconds for cell in cells),
+        twins=_leading(points, asked.sets, tuple(asked.twins)),
+        control=_beside(control, best.best, asked.sets) if control else {},
+        rest=rest,
+    )
 
 
 def deleted(start: Moment, request: str, rest: Rest) -> Relearnt:
