@@ -62,5 +62,5 @@ if __name__ == "__main__":
     grids = {name: read_yaml(RECIPES / file) for name, file in FILES.items()}
     drawn = {"world_facts": "durable", "world_facts_ignorance": "bounded_relearning"}
     parts = dict.fromkeys(("world_facts_all", "world_facts_held_out"), "world_facts_ignorance")
-    recommended, guessed = {"world_facts": "durable"}, {"world_facts": "made_up"}
+    recommended, guessed = {"world_facts": "durable", "people_ssiuu": "best"}, {"world_facts": "made_up"}
     main(Page("erase_or_hide", HEAD, grids, drawn, parts, recommended, guessed), __doc__)
