@@ -108,9 +108,13 @@ def course_rows(courses: Courses) -> list[CourseRow]:
     return found
 
 
-def dump_course_rows(found: Iterable[CourseRow]) -> str:
-    """The rows as they stand beside a results page."""
-    return json.dumps([asdict(row) for row in found], indent=1) + "\n"
+def dump_course_rows(found: Iterable[CourseRow]) -> tuple[str, str]:
+    """The rows as they stand beside a results page: those of models as they were left, of which benchmark, method,
+    after_request and scored_on name one, and those after relearning, where `relearnt` does so too."""
+    rows = list(found)
+    parts = ([asdict(row) for row in rows if bool(row.relearnt) == attacked] for attacked in (False, True))
+    left, attacked = (json.dumps(part, indent=1) + "\n" for part in parts)
+    return left, attacked
 
 
 def course_table(courses: Courses) -> str:

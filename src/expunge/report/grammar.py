@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -20,6 +21,7 @@ RATES = (ATTACK, STAND_IN["attack2"], STAND_IN["attack3"])
 ROW = 17.0
 TICK = 30.0  # points that a number below the horizontal axis needs
 LABEL = 22  # characters of a row label
+LEADER = 14  # points from the panel to a name that a line leads to
 DASH = (0, (3, 2.5))
 
 Limits = tuple[float, float]
@@ -69,11 +71,15 @@ def scale(axes: Axes, limits: Limits, show: Callable[[float], str]) -> None:
 
 @dataclass(frozen=True)
 class End:
-    """A series' or level's name at the height where it leaves the panel."""
+    """A series' or level's name at the height where it leaves the panel.
+
+    `leader` is the colour of a thin line from there to the name, for names that are pushed far or lines much alike.
+    """
 
     value: float
     name: str
     colour: str
+    leader: str = ""
 
 
 def means(points: Sequence[tuple[int, float]]) -> list[tuple[int, list[float]]]:
@@ -111,9 +117,14 @@ def name_ends(axes: Axes, ends: Sequence[End]) -> None:
     points = axes.bbox.height * 72 / axes.figure.dpi
     share = axes.transScale + axes.transLimits
     wanted = [float(share.transform((1.0, end.value))[1]) * points for end in ends]
-    for height, end in zip(spread(wanted, SMALL + 1.2, points), ends, strict=True):
-        axes.annotate(end.name, (1, 0), (4, height), "axes fraction", "offset points", va="center", size=SMALL,
-                      color=end.colour, annotation_clip=False)  # fmt: skip
+    for start, height, end in zip(wanted, spread(wanted, SMALL + 1.2, points), ends, strict=True):
+        font: dict[str, Any] = {"va": "center", "size": SMALL, "color": end.colour, "annotation_clip": False}
+        if end.leader:
+            line = {"arrowstyle": "-", "color": end.leader, "linewidth": 0.7, "relpos": (0, 0.5)}
+            axes.annotate(end.name, (1, start / points), (LEADER, height - start), "axes fraction", "offset points",
+                          {**line, "shrinkA": 1, "shrinkB": 0}, **font)  # fmt: skip
+        else:
+            axes.annotate(end.name, (1, 0), (4, height), "axes fraction", "offset points", **font)
 
 
 def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
