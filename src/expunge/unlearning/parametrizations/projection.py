@@ -78,7 +78,8 @@ class Projection(Parametrization):
             "weights": all weights of the model and no row, which stay what `init` and earlier requests made of them.
         init: of W_new. "paper": the directions of the forget states outside the retain subspace; "code": the other way
             round, as the authors' script has it; "random": the control of equal rank; "leace": what tells forget from
-            retain states linearly, one row.
+            retain states linearly, one row; orthogonally, not whitened and not about the mean as LEACE does it
+            (`subspace.concept_direction`).
         energy: share of the energy that the subspace left out of the initialisation holds, in [0, 1).
         tokens: states to look at: "answer", those that predict the answer, or "content", all but special tokens.
         keep_sinks: W_new spares the directions of massive activations.

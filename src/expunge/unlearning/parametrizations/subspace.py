@@ -111,10 +111,17 @@ def massive_directions(lone: Moments, ordinary: Moments) -> Float[Tensor, "s d"]
 
 
 def concept_direction(one: Moments, other: Moments) -> Float[Tensor, "at_most_1 d"]:
-    """The range of LEACE's I - P for the label "one or other" (arXiv:2306.03819): the covariance of state and label.
+    """The direction that LEACE takes out for the label "one or other": the covariance of state and label, which of two
+    classes is the difference of their means. No row where the means agree or a class is empty.
 
-    Two classes have one such direction, the difference of their means. An orthogonal projection leaves no linear
-    predictor of the label exactly if it removes it. No row where the means agree or a class is empty.
+        LEACE    x <- x - W^+ P_{W Sigma_xz} W (x - E[x]),    W = (Sigma_xx^{1/2})^+      arXiv:2306.03819
+        here     x <- x - Q^T Q x,                            Q = Sigma_xz^T / |Sigma_xz|
+
+    Both leave no linear predictor of the label, for both take out the span of Sigma_xz. LEACE does so obliquely, along
+    what the whitening W makes orthogonal, and about the mean, which moves the states least in the mean square; here it
+    is done orthogonally and through 0, so states move further. Rows of several requests must stack to one orthogonal
+    projection Q^T Q, which keeps out what any of them removed; an oblique one does not stack so. `mrp` then trains the
+    row, and no longer promises what either does.
     """
     if not one.count or not other.count:
         return one.total.new_zeros(0, len(one.total))
