@@ -35,11 +35,11 @@ from expunge.folder import read_json, write_json
 from expunge.measure import encoder_of
 from expunge.models.answers import text_statistics
 from expunge.models.checkpoint import atomic_write_text, save_pretrained_atomic
-from expunge.models.load import LoadedModel, load_model
+from expunge.models.load import LoadedModel, load_model, model_folder
 from expunge.models.precision import matmul_precision
 from expunge.models.projections import load_rows
 from expunge.models.scores import score_items
-from expunge.models.storage import weights_hash
+from expunge.models.storage import folder_hashes, weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.pipeline import check, continued
 from expunge.progress import Named, Progress, Silent
@@ -146,7 +146,7 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
         relearnt=tuple(_relearnt(end, moments[0], place, begin, recipe, told)),
         hashes={
             **stream.hashes(),
-            "start": weights_hash(_load(begin.model, recipe).hashes),
+            "start": weights_hash(folder_hashes(model_folder(begin.model))),
             "end": weights_hash(end.hashes),
         },
         versions={
