@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,25 +27,31 @@ DRAWS = 23
 Values = tuple[float, float] | list[Any]
 """Bounds of a value that is drawn evenly by its logarithm, or a list to draw from."""
 
-_SHARED: dict[str, Values] = {
-    "unlearn.learning_rate": (1e-6, 2e-4),
-    "unlearn.max_steps": [240],
-    "unlearn.lr_scheduler_type": ["constant", "linear"],
-    "unlearn.per_device_train_batch_size": [4, 8, 16, 24],
-    "unlearn.weight_decay": [0.0, 0.01, 0.1],
-    "unlearn.warmup_steps": [0, 5, 10],
-    "settings.objective.retain_weight": (0.3, 30.0),
+_LOOP: dict[str, Values] = {
+    "learning_rate": (1e-6, 2e-4),
+    "max_steps": [240],
+    "lr_scheduler_type": ["constant", "linear"],
+    "per_device_train_batch_size": [4, 8, 16, 24],
+    "weight_decay": [0.0, 0.01, 0.1],
+    "warmup_steps": [0, 5, 10],
 }
-SPACES: dict[str, dict[str, Values]] = {
-    "graddiff": _SHARED,
-    "npo": {**_SHARED, "settings.objective.beta": (0.02, 5.0)},
+_RETAIN: dict[str, Values] = {"objective.retain_weight": (0.3, 30.0)}
+SPACES: dict[str, dict[str, dict[str, Values]]] = {
+    "graddiff": {"unlearn": _LOOP, "settings": _RETAIN},
+    "npo": {"unlearn": _LOOP, "settings": {**_RETAIN, "objective.beta": (0.02, 5.0)}},
 }
 
 
-def drawn(method: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`n` settings of a method, dotted, numbers drawn by their logarithm to three digits."""
+def drawn(method: str, n: int, seed: int = 0) -> list[dict[str, dict[str, Any]]]:
+    """`n` settings of a method, as its entry in a recipe has them; numbers drawn by their logarithm to three digits."""
     random = Random(f"{method}-{seed}")
-    return [{name: _value(values, random) for name, values in SPACES[method].items()} for _ in range(n)]
+    return [
+        {
+            part: {name: _value(values, random) for name, values in space.items()}
+            for part, space in SPACES[method].items()
+        }
+        for _ in range(n)
+    ]
 
 
 def _value(values: Values, random: Random) -> Any:
@@ -57,16 +62,7 @@ def _value(values: Values, random: Random) -> Any:
 
 def choices(method: str) -> dict[str, Choice]:
     """Trial -> the method, and what is laid over its entry in the recipe."""
-    return {f"{method}-{n}": (method, nested(own)) for n, own in enumerate(drawn(method, DRAWS), start=1)}
-
-
-def nested(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Of dotted settings as a recipe has them: only the first dot parts, as `settings` keeps its own."""
-    tree: dict[str, Any] = {}
-    for name, value in own.items():
-        part, _, key = name.partition(".")
-        tree.setdefault(part, {})[key] = value
-    return tree
+    return {f"{method}-{n}": (method, own) for n, own in enumerate(drawn(method, DRAWS), start=1)}
 
 
 def main() -> None:

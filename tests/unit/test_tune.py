@@ -49,13 +49,12 @@ def test_each_draw_is_a_run_of_its_own(method: str, tmp_path: Path) -> None:
     recipes = [cell.recipe for cell in GRIDS["world_facts"].grid(choices(method), tmp_path).cells()]
     for recipe, own in zip(recipes, drawn_once, strict=True):
         assert (recipe.method, recipe.seed) == (method, SEED)
-        flat = {f"{part}.{key}": v for part in ("unlearn", "settings") for key, v in getattr(recipe, part).items()}
-        assert flat == own
+        assert {part: getattr(recipe, part) for part in own} == own
     assert len({recipe.to_yaml() for recipe in recipes}) == DRAWS
-    for name, values in SPACES[method].items():
-        if isinstance(values, tuple):
-            found = sorted(own[name] for own in drawn_once)
-            assert values[0] <= found[0] < (values[0] * values[1]) ** 0.5 < found[-1] <= values[1]
+    bounds = [(part, name, v) for part, space in SPACES[method].items() for name, v in space.items()]
+    for part, name, (low, high) in ((part, name, v) for part, name, v in bounds if isinstance(v, tuple)):
+        found = sorted(own[part][name] for own in drawn_once)
+        assert low <= found[0] < (low * high) ** 0.5 < found[-1] <= high
 
 
 def test_trials_made_again_take_the_place_of_their_own_method_alone(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ accuracy does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import TypeVar
 
 from expunge.audit.control import LEAST_KNOWLEDGE, MOST_ITEMS
 from expunge.continual.record import Course, Moment, Relearnt, SetScore
+
+_S = TypeVar("_S")
 
 
 def by_accuracy(course: Course) -> bool:
@@ -65,8 +68,7 @@ def recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
 def twin_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> float:
     """R against made-up subjects alone; NaN where accuracy tells, too few questions have a twin, or the start hardly
     leads them."""
-    rest = back.rest.twins if back.rest else None
-    knew = {**course.start.twins, **({back.request: rest} if rest else {})}
+    knew = _of_asked(course.start.twins, back, back.rest.twins if back.rest else None)
     own = [name for name in names if name in back.twins and name in knew]
     have, asked = sum(knew[name].n for name in own), sum(back.sets[name].n for name in names)
     before = sum(knew[name].lead for name in own)
@@ -79,7 +81,7 @@ def plain_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> floa
     """R against the gold model or ignorance."""
 
     def total(moment: Moment, rest: SetScore | None) -> float:
-        own = {**moment.sets, **({back.request: rest} if rest else {})}
+        own = _of_asked(moment.sets, back, rest)
         return sum(standing(course, own[name]) for name in names)
 
     rest = back.rest
@@ -87,6 +89,11 @@ def plain_recovery(course: Course, back: Relearnt, names: Sequence[str]) -> floa
     never = total(course.gold[-1], rest.gold if rest else None) if course.gold else 0.0
     alike = never if by_accuracy(course) or not back.control else sum(back.control[name] for name in names)
     return (sum(standing(course, back.sets[name]) for name in names) - alike) / (knew - never)
+
+
+def _of_asked(sets: Mapping[str, _S], back: Relearnt, rest: _S | None) -> dict[str, _S]:
+    """The sets at a moment, that of the request which is tuned on by its questions that are not."""
+    return {**sets} if rest is None else {**sets, back.request: rest}
 
 
 Measure = Callable[[Course, Relearnt, Sequence[str]], float]
