@@ -79,7 +79,7 @@ def curves(records: Records, about: str) -> Figure:
     for axes, name in zip(panels, DRAWN, strict=True):
         ends = []
         for method, own in records.items():
-            lines = [_hardest(attack) for _, attack in attacked(own, name)]
+            lines = [_hardest(attack) for _, draws in attacked(own, name) for attack in draws]
             if not lines:
                 continue
             steps, mean = list(lines[0]), [fmean(line[step] for line in lines) for step in lines[0]]

@@ -158,7 +158,10 @@ def beside_chance(together: Mapping[str, Sequence[Record]], name: str, guess: Se
     yield f"| | seeds | before any attack | {' | '.join(attacks)} |\n|" + "---|" * (3 + len(attacks))
     for method, own in {**chosen, name: guess}.items():
         after = [(record.scores.forget.after.accuracy, record.scores.forget.after.n) for record in own]
-        under = [[(a.accuracy, a.start.n) for _, a in attacked(own, attack)] for attack in attacks]
+        under = [
+            [(fmean(a.accuracy for a in draws), draws[0].start.n) for _, draws in attacked(own, attack)]
+            for attack in attacks
+        ]
         yield f"| {' | '.join([method, str(len(own)), *map(_pooled, [after, *under])])} |"
 
 

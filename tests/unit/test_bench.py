@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -189,6 +190,27 @@ def test_records_of_several_grids_make_one_table() -> None:
     found = rows({"graddiff": [one, two, with_recovery("graddiff", 2, 0.4)]})
     assert {row.attack: row.seeds for row in found} == {name: [1, 2], attack_name(further): [1]}
     assert found[0].recovery_by_seed == [0.2, 0.4]
+
+
+def test_draws_of_the_facts_count_as_one_a_seed() -> None:
+    """Of attacks that differ in the facts drawn alone the mean is the seed's; the interval is over seeds."""
+
+    def drawn(seed: int, recoveries: Sequence[float]) -> Record:
+        record = with_recovery("graddiff", seed, 0.0)
+        draws = tuple(
+            record.attacks[0].model_copy(
+                update={"name": f"relearn-harmful@draw{n}" if n else "relearn-harmful", "recovery": r}
+            )
+            for n, r in enumerate(recoveries)
+        )
+        benign = record.attacks[0].model_copy(update={"name": "relearn-benign", "settings": {}})
+        return record.model_copy(update={"attacks": (benign, *draws)})
+
+    found = rows({"graddiff": [drawn(1, [0.1, 0.2, 0.6]), drawn(2, [0.5, 0.4, 0.0])]})
+    assert [row.attack for row in found] == [attack_name(drawn(1, [0.0]).attacks[1]), "benign"], "required ones first"
+    assert found[0].seeds == [1, 2]
+    assert found[0].recovery_by_seed == pytest.approx([0.3, 0.3])
+    assert (found[0].ci_low, found[0].ci_high) == pytest.approx((0.3, 0.3))
 
 
 def test_what_was_not_scored_has_no_accuracy_in_a_table() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
@@ -97,13 +97,14 @@ def rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
     """The rows of records by method name; the first method is what the others are compared with.
 
     The attacks that a verdict requires come first. Records of one method and seed may come from several grids, with
-    other attacks each; an attack that two of them made alike (see `attack_name`) counts once, and one on a scale of its
-    own, which has no recovery, is left out.
+    other attacks each; an attack that two of them made alike (see `attack_name`) counts once, of several draws of the
+    facts to tune on in one record the mean counts, and one on a scale of its own, which has no recovery, is left out.
     """
     found, first = [], next(iter(records.values()))
     for name, own in records.items():
-        attacks = {attack_name(a): a.name for record in own for a in record.attacks if a.known or a.counts}
-        for attack in sorted(attacks, key=lambda each: attacks[each] not in REQUIRED):
+        told = [a for record in own for a in record.attacks if a.known or a.counts]
+        required = {attack_name(a) for a in told if a.name in REQUIRED}
+        for attack in sorted(dict.fromkeys(map(attack_name, told)), key=lambda each: each not in required):
             found.append(_row(name, attack, own, first))
     return found
 
@@ -160,13 +161,13 @@ def recovery_table(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def attacked(records: Sequence[Record], name: str) -> list[tuple[Record, Attack]]:
-    """Each record that was attacked so (`attack_name`), with the attack; the first of each seed."""
-    found: dict[int, tuple[Record, Attack]] = {}
+def attacked(records: Sequence[Record], name: str) -> list[tuple[Record, list[Attack]]]:
+    """The first record of each seed that was attacked so (`attack_name`), with the attacks: one, or several that drew
+    other facts (`split_seed`)."""
+    found: dict[int, tuple[Record, list[Attack]]] = {}
     for record in records:
-        for attack in record.attacks:
-            if attack_name(attack) == name:
-                found.setdefault(_seed(record), (record, attack))
+        if draws := [attack for attack in record.attacks if attack_name(attack) == name]:
+            found.setdefault(_seed(record), (record, draws))
     return list(found.values())
 
 
@@ -183,15 +184,22 @@ def attack_name(attack: Attack) -> str:
 
 def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record]) -> Row:
     pairs = attacked(own, attack)
-    records, attacks = [record for record, _ in pairs], [a for _, a in pairs]
-    recovery = [a.recovery for a in attacks]
+    records = [record for record, _ in pairs]
+
+    def by_seed(value: Callable[[Attack], float]) -> list[float]:
+        return [fmean(map(value, draws)) for _, draws in pairs]
+
+    recovery = by_seed(_recovery)
     low, high = interval(recovery)
-    other = {_seed(record): a.recovery for record, a in attacked(first, attack)}
-    differences = [a.recovery - other[_seed(r)] for r, a in pairs if _seed(r) in other]
-    apart, level = interval(differences), share_interval([a.accuracy for a in attacks], min(a.start.n for a in attacks))
+    other = {_seed(record): fmean(map(_recovery, draws)) for record, draws in attacked(first, attack)}
+    differences = [
+        r - other[_seed(record)] for r, record in zip(recovery, records, strict=True) if _seed(record) in other
+    ]
+    accuracy, asked = by_seed(lambda a: a.accuracy), min(a.start.n for _, draws in pairs for a in draws)
+    apart, level = interval(differences), share_interval(accuracy, asked)
     model = records[0].model
     before, after = [r.scores.forget.before for r in records], [r.scores.forget.after for r in records]
-    known = [a.rho for a in attacks if a.rho is not None]
+    known = [a.rho for _, draws in pairs for a in draws if a.rho is not None]
     return Row(
         benchmark=records[0].recipe.benchmark,
         model=f"{model.name}, {model.parameters:,} parameters, {model.source}",
@@ -206,14 +214,14 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
         forget_after_spread=mean(map(_spread, records)),
         retain_after=mean(map(_accuracy, (r.scores.retain.after for r in records))),
         held_out_after=mean(map(_accuracy, (r.scores.test.after for r in records))),
-        attacked_accuracy=mean(a.accuracy for a in attacks),
+        attacked_accuracy=mean(accuracy),
         attacked_accuracy_low=round(level[0], DIGITS),
         attacked_accuracy_high=round(level[1], DIGITS),
-        attacked_log_odds=mean(a.log_odds for a in attacks),
-        control_accuracy=mean(a.control.accuracy for a in attacks),
-        control_log_odds=mean(a.control.log_odds for a in attacks),
+        attacked_log_odds=mean(by_seed(lambda a: a.log_odds)),
+        control_accuracy=mean(by_seed(lambda a: a.control.accuracy)),
+        control_log_odds=mean(by_seed(lambda a: a.control.log_odds)),
         control_spread=_control_spread(pairs),
-        chance=mean(a.chance for a in attacks),
+        chance=mean(by_seed(lambda a: a.chance)),
         recovery=mean(recovery),
         ci_low=round(low, DIGITS),
         ci_high=round(high, DIGITS),
@@ -229,11 +237,16 @@ def _row(name: str, attack: str, own: Sequence[Record], first: Sequence[Record])
     )
 
 
-def _control_spread(pairs: Sequence[tuple[Record, Attack]]) -> float | None:
-    odds = [attack.control.log_odds for _, attack in pairs if attack.control.curve]
-    if len(odds) < 2:
+def _recovery(attack: Attack) -> float:
+    return attack.recovery
+
+
+def _control_spread(pairs: Sequence[tuple[Record, Sequence[Attack]]]) -> float | None:
+    known = [(r, own) for r, draws in pairs if (own := [a.control for a in draws if a.control.curve])]
+    if len(known) < 2:
         return None
-    scale = fmean(record.scores.forget.before.log_odds - a.control.curve[0].log_odds for record, a in pairs)
+    odds = [fmean(control.log_odds for control in own) for _, own in known]
+    scale = fmean(r.scores.forget.before.log_odds - own[0].curve[0].log_odds for r, own in known)
     return round(2 * stdev(odds) / scale, DIGITS)
 
 
