@@ -18,11 +18,23 @@ import typer
 from expunge import __version__, cli_audit, cli_request
 from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
-from expunge.console import Bars, Commands, Finished, bare_flags, err, guard, named, out, set_option, write_any_letters
+from expunge.console import (
+    App,
+    Bars,
+    Commands,
+    Finished,
+    bare_flags,
+    err,
+    guard,
+    named,
+    out,
+    set_option,
+    write_any_letters,
+)
 from expunge.errors import SETTINGS_PAGE, InputError
 from expunge.models.memory import keep_freed_memory
 
-app = typer.Typer(
+app = App(
     name="expunge",
     cls=Commands,
     help="Take knowledge out of a language model, attack the result, and say whether it is erased or only hidden.",

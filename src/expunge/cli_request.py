@@ -10,13 +10,13 @@ import typer
 
 from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
-from expunge.console import Bars, guard, named, out, set_option
+from expunge.console import App, Bars, guard, named, out, set_option
 from expunge.errors import SETTINGS_PAGE, InputError
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Deletion requests, one after another.")
+app = App(no_args_is_help=True, rich_markup_mode="markdown", help="Deletion requests, one after another.")
 
 Place = Annotated[Path, typer.Option("--ledger", help="Folder of the ledger.")]
 DEFAULT = Path("ledger")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from typer.core import TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from expunge.errors import ExpungeError, unreadable
 
@@ -109,6 +110,26 @@ def fail(what: str, where: str, fix: str, code: int) -> NoReturn:
 def set_option(told: str) -> Any:
     """`--set NAME=VALUE` of a command; `told`: what it sets there."""
     return typer.Option("--set", metavar="NAME=VALUE", help=told)
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, unless it repeats: the first value would be lost in silence."""
+
+    def parse_args(self, context: Any, words: list[str]) -> list[str]:
+        """Read the words; typer.BadParameter: an option stands in them twice."""
+        *_, given = self.make_parser(context).parse_args(args=list(words))
+        for option, times in Counter(given).items():
+            if isinstance(option, TyperOption) and times > 1 and not (option.multiple or option.is_flag):
+                raise typer.BadParameter(f"given {times} times; it takes one value.", param=option)
+        return super().parse_args(context, words)
+
+
+class App(typer.Typer):
+    """A group whose commands are `Command`s."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """As of Typer."""
+        return super().command(name, **{"cls": Command, **options})
 
 
 class Commands(TyperGroup):

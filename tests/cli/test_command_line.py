@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -266,6 +267,18 @@ def test_a_folder_that_holds_something_else_is_left_alone(
 @pytest.mark.parametrize("wrong", [["unlearn"], ["nonsense"], ["audit"], ["list", "cats"], ["attack", "nowhere"]])
 def test_usage_errors_leave_with_1(expunge: Expunge, wrong: list[str]) -> None:
     assert expunge(*wrong) == 1
+
+
+def test_an_option_given_twice_is_refused_before_anything_is_lost(
+    expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two forget sets the first would stay in the model in silence; options that repeat may."""
+    for command in (words, ["request", "add", "--ledger", tmp_path / "ledger", "--forget", "one.jsonl"]):
+        assert expunge(*command, "--forget", "two.jsonl") == 1
+        assert re.search(r"'--forget'.*given 2 times", " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "ledger").exists()
+    assert expunge(*words, "--set", "max_steps=1", "--set", "stop_log_odds=null") == 0
 
 
 @pytest.mark.parametrize(
