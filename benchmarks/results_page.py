@@ -21,6 +21,7 @@ from expunge.bench.rows import Row, attacked, dump_json, interval, markdown, rec
 from expunge.console import Bars
 from expunge.report.record import Record
 from results_figures import draw
+from search import SPACES
 
 FEW = 12
 """Rows that a reader can take in at once."""
@@ -246,7 +247,7 @@ def _trials(path: Path, grid: str) -> Iterator[str]:
 
 
 def _searched(path: Path) -> Iterator[str]:
-    """What was drawn at random for the baselines, as benchmarks/search.py kept it; the one taken is bold."""
+    """What benchmarks/search.py tried; the trial taken is bold."""
     if not path.is_file():
         return
     drawn: dict[str, list[dict[str, Any]]] = {}
@@ -254,8 +255,12 @@ def _searched(path: Path) -> Iterator[str]:
         drawn.setdefault(trial["method"], []).append(trial)
     for method, trials in drawn.items():
         names = [(part, key) for part in ("unlearn", "settings") for key in trials[0].get(part, {})]
-        yield f"\nAs many trials for {method} as durable had, seed 0: {len(trials)} draws beside its rates above (their"
-        yield "space is in `benchmarks/search.py`).\n\n<details><summary>All draws</summary>\n"
+        if method in SPACES:
+            yield f"\nAs many trials for {method} as durable had, seed 0: {len(trials)} draws beside its rates above"
+            yield "(their space is in `benchmarks/search.py`)."
+        else:
+            yield f"\nHow many blocks and rows {method} takes, seed 0 (n_layers 0: all blocks but the first)."
+        yield "\n<details><summary>All trials</summary>\n"
         heads = [*(key.rpartition(".")[2] for _, key in names), "steps", "log-odds", "kept", "recovery"]
         yield f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
         for trial in trials:

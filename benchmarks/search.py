@@ -1,12 +1,12 @@
-"""As many trials for a baseline as durable had: settings drawn at random, on the seed that no table has.
+"""Settings tried beside the rates of `benchmarks/tune.py`, on the seed that no table has.
 
     python benchmarks/search.py graddiff --runs FOLDER
 
-durable and what led to it had 26 trials on `world_facts` (Tuning in docs/results/erase_or_hide.md), the baselines
-three. Here a baseline gets 26 too: the three rates of `benchmarks/tune.py`, and 23 drawn from its space below, each
-with durable's budget of steps. The rule is that of `tune.py`. The trials are kept in
-docs/results/records/erase_or_hide/tuning_search.json; what wins of all is printed, and stands in the recipe as
-METHOD_searched.
+Drawn: durable and what led to it had 26 trials on `world_facts` (Tuning in docs/results/erase_or_hide.md), the
+baselines three. Here a baseline gets 26 too: its three rates, and 23 drawn from its space below, each with durable's
+budget of steps. Crossed: of a projection every number of blocks with every rank. The rule is that of `tune.py`. The
+trials are kept in docs/results/records/erase_or_hide/tuning_search.json; what wins of all is printed, and stands in the
+recipe as METHOD_searched.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,6 +43,10 @@ SPACES: dict[str, dict[str, dict[str, Values]]] = {
 }
 
 
+_BREADTH = {"n_layers": [2, 10, 0], "rank": [1, 4, 16]}
+CROSSED = {"mrp": _BREADTH, "mrp_counterfactual": _BREADTH}
+
+
 def drawn(method: str, n: int, seed: int = 0) -> list[dict[str, dict[str, Any]]]:
     """`n` settings of a method, as its entry in a recipe has them; numbers drawn by their logarithm to three digits."""
     random = Random(f"{method}-{seed}")
@@ -60,15 +65,22 @@ def _value(values: Values, random: Random) -> Any:
     return float(f"{math.exp(random.uniform(*map(math.log, values))):.3g}")
 
 
+def crossed(method: str) -> list[dict[str, dict[str, Any]]]:
+    """Every combination of a method's settings."""
+    space = CROSSED[method]
+    return [{"settings": dict(zip(space, values, strict=True))} for values in product(*space.values())]
+
+
 def choices(method: str) -> dict[str, Choice]:
     """Trial -> the method, and what is laid over its entry in the recipe."""
-    return {f"{method}-{n}": (method, own) for n, own in enumerate(drawn(method, DRAWS), start=1)}
+    settings = drawn(method, DRAWS) if method in SPACES else crossed(method)
+    return {f"{method}-{n}": (method, own) for n, own in enumerate(settings, start=1)}
 
 
 def main() -> None:
     """Run the trials, keep them, and print what won."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=list(SPACES))
+    parser.add_argument("method", choices=[*SPACES, *CROSSED])
     parser.add_argument("--runs", type=Path, required=True, help="where the runs and their records are kept")
     options = parser.parse_args()
     tried = choices(options.method)

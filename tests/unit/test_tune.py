@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from search import DRAWS, SPACES, choices, drawn  # noqa: E402
+from search import CROSSED, DRAWS, SPACES, choices, drawn  # noqa: E402
 from tune import GRIDS, SEED, Trial, best, keep, stored  # noqa: E402
 
 
@@ -55,6 +55,15 @@ def test_each_draw_is_a_run_of_its_own(method: str, tmp_path: Path) -> None:
     for part, name, (low, high) in ((part, name, v) for part, name, v in bounds if isinstance(v, tuple)):
         found = sorted(own[part][name] for own in drawn_once)
         assert low <= found[0] < (low * high) ** 0.5 < found[-1] <= high
+
+
+@pytest.mark.parametrize("method", CROSSED)
+def test_every_combination_is_a_run_of_its_own(method: str, tmp_path: Path) -> None:
+    recipes = [cell.recipe for cell in GRIDS["world_facts"].grid(choices(method), tmp_path).cells()]
+    tried = {tuple(recipe.settings[name] for name in CROSSED[method]) for recipe in recipes}
+    assert tried == {(blocks, rank) for blocks in (2, 10, 0) for rank in (1, 4, 16)}
+    assert len(recipes) == len(tried)
+    assert {(recipe.method, recipe.seed) for recipe in recipes} == {("mrp", SEED)}
 
 
 def test_trials_made_again_take_the_place_of_their_own_method_alone(tmp_path: Path) -> None:
