@@ -13,6 +13,7 @@ from expunge.attacks.catalogue import make_attack
 from expunge.catalogue import DEFAULT_METHOD
 from expunge.comparison import compare, plan_of
 from expunge.data.collate import Encoder
+from expunge.models.architecture import row_limit
 from expunge.pipeline import sort_settings
 from expunge.progress import Progress
 from expunge.report.record import Record
@@ -54,7 +55,7 @@ def unlearn(
     parts = build_method(method, transform, sorted_["settings"])
     return unlearn_model(
         model,
-        Encoder(tokenizer, template),
+        Encoder(tokenizer, template, row_limit(model)),
         request,
         parts,
         build(UnlearnArguments, {**parts.loop, **sorted_["unlearn"], **seed}, "unlearn"),
@@ -74,7 +75,8 @@ def attack(
     **settings: Any,
 ) -> AttackResult:
     """What the attack `name` brings back; the model comes back bit-equal. `settings` are the attack's own."""
-    return make_attack(name, settings).run(model, Encoder(tokenizer, template), request, progress=progress).result
+    encoder = Encoder(tokenizer, template, row_limit(model))
+    return make_attack(name, settings).run(model, encoder, request, progress=progress).result
 
 
 def audit(

@@ -11,6 +11,7 @@ from expunge.audit.snapshot import Snapshot, control_snapshot, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.data.sources import passages
+from expunge.models.architecture import row_limit
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.scores import ItemScore, score_items
 from expunge.models.smollm import model_source
@@ -42,7 +43,7 @@ class Measured:
 
 def encoder_of(loaded: LoadedModel, plan: Plan) -> Encoder:
     """How the plan's prompts are put to this model."""
-    return Encoder(loaded.tokenizer, plan.template)
+    return Encoder(loaded.tokenizer, plan.template, row_limit(loaded.model))
 
 
 def with_text(request: Request) -> Request:

@@ -21,6 +21,7 @@ from expunge.data.example import Example, shared
 from expunge.data.forms import QUESTIONS, Template
 from expunge.data.sources import read_examples, read_texts
 from expunge.errors import InputError, nearest
+from expunge.models.architecture import row_limit
 from expunge.models.load import load_model
 from expunge.models.smollm import cache_folder, fetch_smollm2
 from expunge.models.teaching import Lessons, teach_smollm2
@@ -130,7 +131,7 @@ def known_by(model: str, recipe: Recipe) -> Known:
     from expunge.models.scores import score_items
 
     loaded = load_model(model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
-    encoder = Encoder(loaded.tokenizer, recipe.template)
+    encoder = Encoder(loaded.tokenizer, recipe.template, row_limit(loaded.model))
 
     def answers_right(examples: Sequence[Example]) -> Sequence[bool]:
         return [score.correct for score in score_items(loaded.model, encoder, examples)]

@@ -14,7 +14,7 @@ from expunge.attacks.base import AttackResult
 from expunge.attacks.budget import Budget
 from expunge.attacks.catalogue import kind_of
 from expunge.attacks.cells import FolderCells
-from expunge.attacks.material import split
+from expunge.attacks.material import Material, split
 from expunge.attacks.relearn import RelearnHarmful
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
@@ -280,3 +280,41 @@ def test_one_fact_in_two_wordings_is_not_trained_on_and_scored(tiny_examples: tu
     alone = [replace(e, subject="", id="") for e in facts]
     assert len(split(alone, 0.5, "0")[0]) == 8
     assert len(split(facts[:1] + facts[8:9], 0.5, "0")[1]) == 1  # one fact alone is still split
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize(("facts", "wordings"), [(20, 5), (8, 4), (2, 6), (3, 1)])
+def test_whole_facts_are_drawn_however_many_wordings_they_have(facts: int, wordings: int, fraction: float) -> None:
+    """No more than one fact over the share asked for, one fact stays, and no fact stands on both sides."""
+    items = [
+        Example(f"In words {w}: where is {n}?", f"Town {n}", ("x",), subject=f"S{n}")
+        for n in range(facts)
+        for w in range(wordings)
+    ]
+    for seed in range(30):
+        train, scored = split(items, fraction, str(seed))
+        assert len({*train, *scored}) == len(items) == len(train) + len(scored) and train and scored
+        assert not {e.subject for e in train} & {e.subject for e in scored}
+        assert len(train) - fraction * len(items) < wordings
+        assert len(train) == min(len(train), len(items) - wordings)
+
+
+def test_a_question_in_another_case_is_the_same_fact() -> None:
+    items = [Example(prompt, f"t{n}", ("x",)) for n in range(8) for prompt in (f"Where is s{n}?", f"where is  S{n}?")]
+    for seed in range(20):
+        train, scored = split(items, 0.3, str(seed))
+        assert not {e.fact for e in train} & {e.fact for e in scored}
+    with pytest.raises(InputError, match="train on an item that it is scored on"):
+        Material(tuple(items[:1]), tuple(items[1:2])).require_scorable("relearn-benign")
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_a_pool_of_one_wrong_item_is_too_small(
+    tiny_model: LlamaForCausalLM, encoder: Encoder, request_: Request, least: int
+) -> None:
+    scores = score_items(tiny_model, encoder, request_.forget)
+    right = [e for e, item in zip(request_.forget, scores, strict=True) if item.correct]
+    wrong = [e for e, item in zip(request_.forget, scores, strict=True) if not item.correct]
+    few = Request(forget=(*right[:2], wrong[0]))
+    result, _ = make_attack("relearn-harmful", {**SHORT, "pool": "wrong", "least": least}).run(tiny_model, encoder, few)
+    assert len(result.trained_ids) + len(result.held_out_ids) == 3

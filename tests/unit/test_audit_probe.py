@@ -101,3 +101,9 @@ def test_answers_beyond_the_known_ones_are_left_out(tiny_model: LlamaForCausalLM
         linear_probe(tiny_model, ENCODER, KNOWN, [odd])
     with pytest.raises(InputError, match="nothing to learn"):
         linear_probe(tiny_model, ENCODER, KNOWN[:1], ASKED)
+
+
+def test_white_space_around_an_answer_makes_no_other_class_of_it(tiny_model: LlamaForCausalLM) -> None:
+    spaced = [tuple(replace(e, answer=f" {e.answer}", id=e.id) for e in part) for part in (KNOWN, ASKED)]
+    one, other = linear_probe(tiny_model, ENCODER, KNOWN, ASKED), linear_probe(tiny_model, ENCODER, *spaced)
+    assert one == other

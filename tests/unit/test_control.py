@@ -159,3 +159,16 @@ def test_a_control_that_was_attacked_otherwise_is_refused(change: dict[str, obje
     assert recovery(attacked, items([4, 4, 4]), control).value == 0
     with pytest.raises(InputError, match="control was"):
         recovery(attacked, items([4, 4, 4]), replace(control, **change))
+
+
+def test_a_seed_that_diverged_before_it_was_scored_says_nothing() -> None:
+    """It counts as if it had not run, and not as an attack that brought nothing back."""
+    came = (point([0, 0, 0]), point([2, 3, 2], 4), point([1, 1, 1], 8))
+    alone, beside = (
+        recovery(result(*came, *more), items([4, 4, 4]))
+        for more in ((), (point([0, 0, 0], seed=1), point([0, 0, 0], seed=2)))
+    )
+    assert (beside.value, beside.low, beside.high, beside.seeds) == (alone.value, alone.low, alone.high, 1)
+    assert recovery(result(point([1, 1, 1])), items([4, 4, 4])).value == pytest.approx(0.25), (
+        "none was scored: the start"
+    )

@@ -181,3 +181,12 @@ def test_rows_and_device_move_every_tensor() -> None:
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(InputError, match="at least one row"):
         collate([], 0)
+
+
+def test_two_chat_templates_are_told_apart() -> None:
+    """What an attack kept under one template is not taken for what it would find under another."""
+    one, other = byte_level(), byte_level()
+    one.chat_template, other.chat_template = CHAT, CHAT.replace("<a>", "<b>")
+    assert other.chat_template != CHAT
+    assert Encoder(one, template="chat").describe() != Encoder(other, template="chat").describe()
+    assert Encoder(one).describe() == Encoder(other).describe(), "plain prompts do not meet them"

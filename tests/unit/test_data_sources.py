@@ -51,6 +51,7 @@ Q = "Question: Where?\nAnswer:"
         ({"instruction": "Where?", "input": "", "output": "Oslo"}, Q, "Oslo"),
         ({"instruction": "Add.", "input": "1, 2", "output": "3"}, "Question: Add.\n1, 2\nAnswer:", "3"),
         ({"text": "Plain words."}, "", "Plain words."),
+        ({"prompt": "It is in", "completion": " Oslo \n"}, "It is in", " Oslo"),
         ({"question": "Where?", "choices": ["Rome", "Oslo"], "answer": 1}, Q, "Oslo"),
         ({"question": "Where?", "answer": "Oslo", "text": None, "messages": None}, Q, "Oslo"),
     ],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 
-from expunge.data.distractors import POOL, with_options
+import pytest
+
+from expunge.data.distractors import POOL, require_options, with_options
 from expunge.data.example import Example
+from expunge.errors import InputError
 
 CAPITALS = {"France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Chad": "N'Djamena", "Mali": "Bamako"}
 
@@ -54,3 +57,10 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
 
 def test_a_lonely_question_stays_without_options() -> None:
     assert with_options(GOES[:1], (), GOES[:1])[0].options == ()
+
+
+def test_a_text_without_a_question_is_no_fact_to_ask_for() -> None:
+    """With options or without: nobody can put it to a model, and what cannot be put is found out before any work."""
+    for options in ((), ("Another passage.",)):
+        with pytest.raises(InputError, match="cannot be asked for"):
+            require_options([Example("Q?", "a", ("b",)), Example("", "A passage.", options)])

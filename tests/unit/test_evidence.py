@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from expunge.attacks.budget import Budget
@@ -43,3 +45,15 @@ def test_a_few_facts_in_other_words_decide_nothing() -> None:
     left = residual(after.forget, before.forget)
     found = gather(before, after, left, [Tried("relearn-harmful", left, Budget())])
     assert [each.name for each in found.attacks] == ["relearn-harmful"]
+
+
+def test_a_fact_in_other_words_that_cannot_be_scored_is_left_out() -> None:
+    """An item without options has no log-odds; among others it says nothing, and hides nothing of what they say."""
+    mute = ItemScore("mute", -1.0, 1, (), -1.0, math.nan, True, 0.5, 1.0)
+    before, after = said(4.0, 4.0), said(0.0, 1.0)
+    for snapshot in (before, after):
+        snapshot.test["paraphrase"] = (*snapshot.test["paraphrase"], mute)
+    left = residual(after.forget, before.forget)
+    found = gather(before, after, left, [Tried("relearn-harmful", left, Budget())])
+    (reworded,) = (each.recovery for each in found.attacks if each.name == "paraphrase")
+    assert reworded.value == pytest.approx(0.25)

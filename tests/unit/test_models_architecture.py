@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, BloomConfig, GraniteConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    GPT2Config,
+    GraniteConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.pytorch_utils import Conv1D
 
+from expunge.api import attack
+from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.models.architecture import FAMILIES, MODULES, base_linear, describe, readout, width
+from expunge.models.architecture import FAMILIES, MODULES, base_linear, describe, readout, row_limit, width
+from expunge.request import Request
 from families import CONFIGS, family_model
 
 IDS = torch.tensor([[5, 9, 13, 40, 2, 7]])
@@ -142,3 +155,21 @@ def test_a_model_without_head_is_refused() -> None:
     )
     with pytest.raises(InputError, match="no separate head"):
         readout(bert)
+
+
+@pytest.mark.parametrize(("positions", "longest"), [(1024, 512), (512, 448), (256, 192), (100, 50)])
+def test_rows_leave_room_where_positions_are_learned(positions: int, longest: int) -> None:
+    """Beyond its last position such a model has no vector to add, and ends in an error of the framework."""
+    config = GPT2Config(vocab_size=96, n_embd=8, n_layer=1, n_head=2, n_positions=positions)
+    assert row_limit(AutoModelForCausalLM.from_config(config)) == longest
+    assert row_limit(family_model("llama")) == 512, "rotations have no last one"
+
+
+@pytest.mark.parametrize("name", ["relearn-harmful", "prompts", "quantise"])
+def test_a_model_of_few_positions_is_attacked_to_the_end(
+    name: str, tiny_tokenizer: PreTrainedTokenizerFast, tiny_examples: tuple[Example, ...]
+) -> None:
+    far = tuple(replace(e, prompt=f"{'w1 ' * 40}{e.prompt}", id="") for e in tiny_examples)
+    effort = {"learning_rates": [1e-3], "max_steps": 2} if name.startswith("relearn") else {}
+    result = attack(family_model("gpt2"), tiny_tokenizer, Request(forget=far), name, **effort)
+    assert len(result.samples) == len(result.held_out_ids)

@@ -11,6 +11,8 @@ from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTra
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.errors import InputError
+from expunge.models import scores
+from expunge.models.candidates import candidate_log_probs
 from expunge.models.quiet import quiet
 from expunge.models.scores import ItemScore, greedy, log_odds, numbers, score_items, summarise
 from families import CONFIGS, family_model
@@ -192,3 +194,25 @@ def test_a_damaged_model_is_told(encoder: Encoder, tiny_examples: tuple[Example,
         numbers(score_items(model, encoder, tiny_examples))
     found = score_items(make_tiny_model(), encoder, tiny_examples)
     assert numbers(found) == found
+
+
+def test_a_batch_holds_so_many_candidates(
+    encoder: Encoder, tiny_examples: tuple[Example, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds the keys and values of its prompt, so that many options must not multiply the memory."""
+    model, sizes = family_model("llama"), []
+
+    def counted(model: object, read: object, groups: list[list[object]], pad_id: int) -> object:
+        sizes.append(sum(map(len, groups)))
+        return candidate_log_probs(model, read, groups, pad_id)
+
+    monkeypatch.setattr(scores, "candidate_log_probs", counted)
+    whole = score_items(model, encoder, tiny_examples)
+    assert sizes == [3 * len(tiny_examples)]
+    monkeypatch.setattr(scores, "MOST_CANDIDATES", 7)
+    for few, all_ in zip(score_items(model, encoder, tiny_examples), whole, strict=True):
+        assert few.log_odds == pytest.approx(all_.log_odds, abs=1e-5)
+    assert sizes[1:] == [6] * 4
+    monkeypatch.setattr(scores, "MOST_CANDIDATES", 2)
+    score_items(model, encoder, tiny_examples)
+    assert sizes[5:] == [3] * 8, "one alone may be larger"

@@ -285,3 +285,19 @@ def test_order_for_gates() -> None:
     assert not at_or_below("INCONCLUSIVE", "hidden")
     with pytest.raises(InputError, match="Did you mean 'HIDDEN'"):
         at_or_below("ERASED", "hiden")
+
+
+@pytest.mark.parametrize(("n", "label"), [(1, "ERASED"), (7, "ERASED"), (8, "BROKEN")])
+def test_a_few_questions_do_not_break_a_model(n: int, label: str) -> None:
+    """One answer more or less of a handful is no lost utility; it is told all the same."""
+    lost = Kept("same_subject", scores(1.0, 4.0, n), scores(0.0, -4.0, n))
+    verdict = decide(replace(GONE, kept=(*GONE.kept, lost)))
+    assert verdict.label == label
+    assert any(reason.startswith("same_subject: accuracy 1.00 to 0.00") for reason in verdict.reasons)
+
+
+def test_a_label_on_a_required_attack_changes_nothing() -> None:
+    named = tuple(replace(t, name=f"{t.name}@mine" if t.name in Rule().required else t.name) for t in GONE.attacks)
+    assert decide(replace(GONE, attacks=named)).label == "ERASED"
+    other = tuple(replace(t, name=t.name.replace("related", "benign")) for t in named)
+    assert "relearn-related did not run" in decide(replace(GONE, attacks=other)).reasons[0]

@@ -22,7 +22,7 @@ class Material:
 
     def require_scorable(self, name: str) -> None:
         """InputError unless every scored item has options and none of them is trained on by the attack `name`."""
-        trained = {(example.prompt, example.answer) for example in self.train}
+        trained = {example.fact for example in self.train}
         for example in self.scored:
             if not example.options:
                 raise InputError(
@@ -30,7 +30,7 @@ class Material:
                     f"{name}, {example.prompt[:60]!r}",
                     'Give each forget item "options".',
                 )
-            if (example.prompt, example.answer) in trained:
+            if example.fact in trained:
                 raise InputError(
                     "The attack would train on an item that it is scored on.",
                     f"{name}, {example.prompt[:60]!r}",
@@ -41,20 +41,26 @@ class Material:
 def split(facts: Sequence[Example], fraction: float, key: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """A part of `facts` drawn by `key`, at least one, and the rest, at least one if there are two.
 
-    What says the same of the same subject as one of the part joins it, unless that were all: a fact in two wordings is
-    not trained on in the one and scored in the other.
+    All that says the same of the same subject is drawn together, so that no fact is trained on in one wording and
+    scored in another; then the part is a little larger where wordings do not divide evenly, and one fact at least
+    stays. Only if all are wordings of one fact are these drawn one by one.
     """
     part = min(max(1, round(fraction * len(facts))), max(1, len(facts) - 1))
-    order = permutation(len(facts), key)
-    drawn = {_fact(facts[i]) for i in order[:part]} - {None}
-    joined = [i for i in order[part:] if _fact(facts[i]) in drawn]
-    train = (*order[:part], *joined) if part + len(joined) < len(facts) else tuple(order[:part])
-    return tuple(facts[i] for i in train), tuple(facts[i] for i in sorted(set(order) - set(train)))
+    wordings: dict[tuple[str, str], list[int]] = {}
+    for i in permutation(len(facts), key):
+        wordings.setdefault(_said(facts[i]), []).append(i)
+    groups = list(wordings.values())
+    if len(groups) == 1:
+        groups = [[i] for i in groups[0]]
+    train: list[int] = []
+    for group in groups[: max(1, len(groups) - 1)]:
+        train += group if len(train) < part else []
+    return tuple(facts[i] for i in train), tuple(facts[i] for i in sorted(set(range(len(facts))) - set(train)))
 
 
-def _fact(example: Example) -> tuple[str, str] | None:
-    """What the record says, whatever its wording; None where it does not name its subject."""
-    return (example.subject.casefold(), example.answer.casefold()) if example.subject else None
+def _said(example: Example) -> tuple[str, str]:
+    """What the record says, whatever its wording; where it does not name its subject, its prompt has to tell."""
+    return (example.subject.casefold(), example.fact[1]) if example.subject else example.fact
 
 
 def same_split(request: Request, trained_ids: Sequence[str], held_out_ids: Sequence[str]) -> Material:

@@ -179,7 +179,7 @@ class RelearnHarmful(Relearn):
         if self.pool == "all":
             return request.forget, ()
         wrong = tuple(e for e, item in zip(request.forget, before, strict=True) if not item.correct)
-        if len(wrong) >= self.least:
+        if len(wrong) >= max(2, self.least):
             return wrong, (f"The pool is the {len(wrong)} of {len(before)} forget items answered wrongly.",)
         reason = f"Only {len(wrong)} of {len(before)} forget items are answered wrongly, so the pool is all of them."
         return request.forget, (reason,)

@@ -74,8 +74,8 @@ def _answered(evidence: Evidence, results: Sequence[AttackResult], rule: Rule) -
     if not _least(best) > floors[best.name] + rule.accuracy_above:
         return ""
     return (
-        f"Under {best.name} {best.best_accuracy.accuracy:.0%} of the answers are right (at least {_least(best):.0%} "
-        f"with 97.5 % confidence), where {floors[best.name]:.0%} would be without knowledge."
+        f"Under {best.name} {best.best_accuracy.accuracy:.0%} of the answers are right (the lower bound of one "
+        f"such measurement is {_least(best):.0%}), where {floors[best.name]:.0%} would be without knowledge."
     )
 
 

@@ -328,9 +328,12 @@ def _over_twins(
 def _at_largest_lead(
     curve: Sequence[CurvePoint], *, now: Values, never: Values, known: Values, start: Values
 ) -> tuple[Tables, tuple[float, ...]]:
-    """The tables at each seed's moment of the largest lead, and R at every moment; `now`, `never` [moments, items]."""
+    """The tables at each seed's moment of the largest lead, and R at every moment; `now`, `never` [moments, items].
+
+    A seed that diverged before it was first scored says nothing, unless all did.
+    """
     leads = (now - never).mean(axis=1)
-    seeds = dict.fromkeys(point.seed for point in curve)
+    seeds = dict.fromkeys(p.seed for p in curve if p.step) or dict.fromkeys(p.seed for p in curve)
     peaks = [max((n for n, p in enumerate(curve) if p.seed == s), key=leads.__getitem__) for s in seeds]
     tables = Tables(now[peaks], never[peaks], known, start)
     return tables, tuple(_ratio(float(each), tables.scale, LEAST_KNOWLEDGE) for each in leads)

@@ -114,8 +114,9 @@ def gather(
 
 def _reworded(after: Snapshot, before: Snapshot, control: Snapshot | None) -> Recovery | None:
     """R of the facts in other words, without any attack; None where too few were asked."""
-    asked, known = after.test.get("paraphrase"), before.test.get("paraphrase", ())
-    if asked is None or len(asked) < LEAST_ITEMS:
+    asked = [item for item in after.test.get("paraphrase", ()) if item.option_log_probs]
+    known = before.test.get("paraphrase", ())
+    if len(asked) < LEAST_ITEMS:
         return None
     never = control.test.get("paraphrase", ()) if control else ()
     return residual(asked, known, never if never and summarise(never).log_odds > 0 else None)

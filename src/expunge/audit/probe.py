@@ -66,7 +66,7 @@ def linear_probe(
     Raises:
         InputError: `known` has fewer than two answers, or no example of `asked` has an answer and options among them.
     """
-    classes = {answer: i for i, answer in enumerate(sorted({example.answer for example in known}))}
+    classes = {answer: i for i, answer in enumerate(sorted({example.answer.strip() for example in known}))}
     testable = [example for example in asked if _nameable(example, classes)]
     if len(classes) < 2 or not testable:
         raise InputError(
@@ -74,12 +74,12 @@ def linear_probe(
             f"{len(classes)} answers, {len(testable)} of {len(asked)} examples within them",
             "Give facts that stay, with the answers and options of those to forget among their answers.",
         )
-    rows = [(prompt, classes[example.answer]) for example in known for prompt in (example.prompt, *example.paraphrases)]
+    rows = [(prompt, classes[e.answer.strip()]) for e in known for prompt in (e.prompt, *e.paraphrases)]
     states = prompt_states(
         model, encoder, [*(prompt for prompt, _ in rows), *(example.prompt for example in testable)], batch_size
     )
     labels = torch.tensor([label for _, label in rows], device=states.device)
-    options = [(classes[e.answer], [classes[option] for option in e.options if option in classes]) for e in testable]
+    options = [(classes[e.answer.strip()], _among(e, classes)) for e in testable]
     accuracy, items = [], []
     for layer in states:
         logits = _logits(fit(layer[: len(rows)], labels, len(classes), decay), layer[len(rows) :])
@@ -129,4 +129,9 @@ def _logits(probe: Fitted, states: Tensor) -> Tensor:
 
 
 def _nameable(example: Example, classes: dict[str, int]) -> bool:
-    return example.answer in classes and any(option in classes for option in example.options)
+    return example.answer.strip() in classes and bool(_among(example, classes))
+
+
+def _among(example: Example, classes: dict[str, int]) -> list[int]:
+    """Those of the example's options that are classes; white space around an answer makes no other class of it."""
+    return [classes[option.strip()] for option in example.options if option.strip() in classes]

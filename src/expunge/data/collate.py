@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,11 +115,14 @@ class Encoder:
         return int(known[0]) if known else 0
 
     def describe(self) -> dict[str, str | int]:
-        """What was decided about the text, for the record: template, max_length, and the tokens put in front (bos)."""
+        """What was decided about the text, for the record: template, max_length, and the tokens put in front (bos); a
+        chat template by a hash of its words."""
         tokens = self._tokens("a", special=True)
         front = " ".join(self.tokenizer.convert_ids_to_tokens(tokens.ids[: tokens.from_character(0)])) or "none"
         bos = front if self.template == "plain" else "as the chat template says"
-        return {"template": self.template, "max_length": self.max_length, "bos": bos}
+        words = sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
+        chat = {"chat_template": words} if self.template == "chat" else {}
+        return {"template": self.template, "max_length": self.max_length, "bos": bos, **chat}
 
     @property
     def question(self) -> Question:

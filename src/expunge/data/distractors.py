@@ -60,13 +60,14 @@ def with_options(
 
 
 def require_options(forget: Iterable[Example]) -> None:
-    """InputError unless every fact to forget has a wrong option, without which nothing can be told from a guess."""
+    """InputError unless every fact to forget asks something and has a wrong option, without which nothing can be told
+    from a guess."""
     for example in forget:
-        if example.options:
+        if example.options and example.prompt:
             continue
         if not example.prompt:
             raise InputError(
-                "A text without a question has no wrong options, so nobody can tell what a model knows of it.",
+                "A text without a question cannot be asked for, so nobody can tell what a model knows of it.",
                 repr(example.answer[:60]),
                 "Ask for what it says, in questions with answers.",
             )

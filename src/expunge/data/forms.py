@@ -92,7 +92,11 @@ class Record:
         return tuple(values)
 
     def build(self, prompt: str, answer: str, ask: Question = str) -> Example:
-        """The Example of (prompt, answer) with the optional fields of this row; `ask` shapes the paraphrases."""
+        """The Example of (prompt, answer) with the optional fields of this row; `ask` shapes the paraphrases.
+
+        White space at the end of an answer goes: no option has it, and its tokens would tell the answer from them.
+        """
+        answer = answer.rstrip()
         paraphrases = self.texts("paraphrases") + self.texts("paraphrased_question")
         return Example(
             prompt=prompt,

@@ -20,6 +20,9 @@ from expunge.errors import InputError
 
 MODULES: Final = ("q", "k", "v", "o", "gate", "up", "down")
 
+LEARNED_POSITIONS: Final = ("wpe", "embed_positions", "position_embeddings")
+"""What an embedding of positions is called."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -163,6 +166,17 @@ def width(module: nn.Module) -> int:
     """The number of outputs (neurons) of a linear map."""
     inner = base_linear(module)
     return inner.out_features if isinstance(inner, nn.Linear) else int(inner.nf)
+
+
+def row_limit(model: PreTrainedModel, most: int = 512, room: int = 64) -> int:
+    """Tokens of the longest row: `most`, or fewer where positions are learned, of which a model has no more than it has
+    rows for, so that `room` (or half of them) stay for what it goes on with."""
+    learned = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in LEARNED_POSITIONS
+    ]
+    return min([most, *(max(n - room, n // 2) for n in learned)])
 
 
 def readout(model: PreTrainedModel) -> Readout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean
@@ -20,6 +20,9 @@ from expunge.errors import InputError, NotANumber
 from expunge.models.answers import evaluating
 from expunge.models.architecture import Readout, readout
 from expunge.models.candidates import LogProb, candidate_log_probs, candidate_totals, padded
+
+MOST_CANDIDATES = 160
+"""Answers and options of a batch."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def score_items(
 ) -> tuple[ItemScore, ...]:
     """One score per example, in order; independent of `batch_size` (in examples) up to rounding.
 
+    A batch has no more than `MOST_CANDIDATES` answers and options, as each holds the keys and values of its prompt.
+
     Raises:
         InputError: an answer or option tokenises to nothing.
     """
@@ -101,11 +106,22 @@ def score_items(
     read = readout(model)
     found: dict[int, list[LogProb]] = {}
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in _batches(order, [len(group) for group in groups], batch_size):
             values = candidate_log_probs(model, read, [groups[i] for i in rows], encoder.pad_id)
             found.update(zip(rows, values, strict=True))
     return tuple(_item(example, found[i]) for i, example in enumerate(examples))
+
+
+def _batches(order: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """`order` in pieces of up to `most` groups and, unless one alone is larger, `MOST_CANDIDATES` of their members."""
+    rows: list[int] = []
+    for i in order:
+        if rows and (len(rows) == most or sum(sizes[row] for row in rows) + sizes[i] > MOST_CANDIDATES):
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
 
 
 def numbers(items: tuple[ItemScore, ...]) -> tuple[ItemScore, ...]:
