@@ -42,7 +42,8 @@ def teach(model: LlamaForCausalLM, examples: Sequence[Example]) -> LlamaForCausa
 
 
 def audit(expunge: Expunge, model: str, *words: str | Path) -> int:
-    return expunge("audit", model, "--forget", "forget.jsonl", *words)
+    asked = [] if "--forget" in words else ["--forget", "forget.jsonl"]
+    return expunge("audit", model, *asked, *words)
 
 
 def record_of(run: Path) -> dict[str, object]:

@@ -131,7 +131,7 @@ def test_a_text_can_be_kept_but_not_asked_away(expunge: Expunge, at: Path, capsy
     (at / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     words = ["request", "add", "--id", "texts"]
     assert expunge(*words, "--forget", "text.jsonl", "--retain", "retain.jsonl") == 1
-    assert "has no wrong options" in " ".join(capsys.readouterr().err.split())
+    assert "cannot be asked for" in " ".join(capsys.readouterr().err.split())
     assert not Ledger(LEDGER).received()
     write(at / "asked.jsonl", facts()[:2])
     assert expunge(*words, "--forget", "asked.jsonl", "--retain", "text.jsonl") == 0
