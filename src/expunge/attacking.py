@@ -25,8 +25,8 @@ from expunge.errors import InputError, nearest
 from expunge.folder import read_json, require_unchanged, write_json
 from expunge.measure import encoder_of
 from expunge.models.architecture import FAMILIES
-from expunge.models.checkpoint import folder_hashes
 from expunge.models.load import load_model, model_folder
+from expunge.models.storage import model_hashes
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Plan
 from expunge.request import Request
@@ -110,7 +110,7 @@ class Original:
         except InputError as error:
             log.warning("The model before unlearning is not at hand: %s", error)
             return None
-        found = folder_hashes(folder)
+        found = model_hashes(folder)
         require_unchanged(model, found, known)
         return cls(str(folder), found)
 

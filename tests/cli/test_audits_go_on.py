@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from expunge import comparison, pipeline
 from expunge.attacks.relearn import Relearn
 from expunge.attacks.suites import SUITES
 from expunge.attacks.trials import Trials
+
+QUICK = ("--set", "quantise.bits=[8]", "--set", "quantise.groups=[16]")
 
 
 def test_finished_attacks_are_not_made_again(
@@ -105,3 +108,12 @@ def test_two_audits_of_one_seed_give_the_same_record_but_for_times(expunge: Expu
         told.append(json.dumps(record))
     assert told[0] == told[1]
     assert len(record["attacks"]) >= 12
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_an_audit_below_the_model_that_it_is_of_goes_on(expunge: Expunge, at: Path) -> None:
+    """Its own files are none of the model's."""
+    model = shutil.copytree("fresh", at / "mine")
+    for _ in range(2):
+        assert audit(expunge, "mine", "--base", "taught", "--attacks", "quantise", *QUICK, "-o", model / "audit") == 0
+    assert expunge("verify", model / "audit") == 0

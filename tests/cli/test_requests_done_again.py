@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from audits import Expunge, cut_off, facts, write
 from expunge import pipeline
 from expunge.continual.fulfil import verify
-from expunge.continual.ledger import MLP_ROWS, Ledger
+from expunge.continual.ledger import MLP_ROWS, Entry, Ledger
 from expunge.data.example import Example
 from expunge.errors import ResourceError, VerdictBelow
 from expunge.request import Request
@@ -223,3 +223,33 @@ def test_wrong_options_may_come_from_what_earlier_requests_keep(
     write(at / "four.jsonl", [replace(bare[5], prompt="who ?", answer="nobody")])
     assert expunge("request", "add", "--forget", "four.jsonl", "--ledger", "new") == 1
     assert "has no wrong options" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_lies_below_a_model_is_none_of_it(expunge: Expunge, at: Path) -> None:
+    """Checkpoints of a trainer, an export, or runs that are kept there come and go; the model is the same."""
+    model = Path("mine")
+    for below in (model, model / "checkpoint-500"):
+        shutil.copytree("taught", below)
+    assert add(expunge, "one", facts()[:2]) == 0
+    assert expunge("request", "apply", model, "--method", "graddiff", *STEP, "-o", model / "runs") == 0
+    begun = Ledger(LEDGER).fulfilled()["one"].model_before
+    assert list(begun) == ["model.safetensors"]
+    shutil.rmtree(model / "checkpoint-500")
+    assert add(expunge, "two", facts()[2:4]) == 0
+    assert expunge("request", "apply", model, "--method", "graddiff", *STEP, "-o", model / "runs") == 0
+    assert list(Ledger(LEDGER).fulfilled()) == ["one", "two"]
+    in_use = shutil.copytree(model / "runs" / "two" / "model", "in_use")
+    shutil.copytree("taught", Path(in_use) / "export")
+    assert expunge("request", "verify", in_use) == 0
+
+
+def test_an_entry_that_counted_what_lies_below_a_model_is_read_as_others_are() -> None:
+    entry = Entry(
+        kind="fulfilled",
+        request="one",
+        time="t",
+        previous="",
+        model_before={"m.safetensors": "1", "c/m.safetensors": "2"},
+    )
+    assert entry.weights_before == {"m.safetensors": "1"}
+    assert entry.model_before["c/m.safetensors"] == "2", "as it stands in the file, whose hash it is part of"

@@ -86,7 +86,18 @@ def test_what_is_stored_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert [Path(name).name for name in made] == ["graddiff-3", "graddiff-5", "harder-5"]
     assert {name: len(own) for name, own in found.items()} == {"graddiff": 2, "harder": 2}
     run_grid(grid, tmp_path)
+    run_grid(Grid.of({**TREE, "output": "elsewhere"}, "here"), tmp_path)
     assert len(made) == 3
+
+    # The runs are gone, or never stood here: the recipe beside the record tells what it is of.
+    other = Grid.of({**TREE, "unlearn": {"max_steps": 7}}, "here")
+    with pytest.raises(InputError, match="of another recipe") as told:
+        run_grid(other, tmp_path)
+    assert told.value.where == str(tmp_path / "graddiff-3.json")
+    for name in ("graddiff-3", "graddiff-5", "harder-5"):
+        (tmp_path / f"{name}.json").unlink()
+    run_grid(other, tmp_path)
+    assert len(made) == 6
 
 
 def test_intervals_are_student_s() -> None:

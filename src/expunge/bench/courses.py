@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import get_args
 
-from expunge.bench.grid import Grid, kept
+from expunge.bench.grid import Grid, keep, kept, recorded
 from expunge.bench.rows import DIGITS, interval, mean, share_interval, with_interval
 from expunge.bench.standings import (
     alike,
@@ -29,7 +29,6 @@ from expunge.bench.standings import (
 )
 from expunge.continual.course import require_same, run_course
 from expunge.continual.record import HELD_OUT, RETAIN, Course, Relearnt, SetScore, Setting
-from expunge.models.checkpoint import atomic_write_text
 from expunge.progress import Named, Progress, Silent
 
 Courses = Mapping[str, Sequence[Course]]
@@ -85,10 +84,9 @@ def run_courses(grid: Grid, records: Path, progress: Progress | None = None) -> 
     for cell in grid.cells():
         require_same(cell.recipe)
         target = records / cell.file
-        if not target.is_file():
+        if not recorded(cell, target):
             course = run_course(cell.recipe, Named(progress or Silent(), Path(cell.recipe.output).name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(target, course.dumps())
+            keep(cell, target, course.dumps())
     return kept(grid, records, Course.load)
 
 

@@ -137,11 +137,36 @@ def kept(grid: Grid, records: Path, load: Callable[[Path], Kept]) -> dict[str, l
     return {name: own for name, own in found.items() if own}
 
 
+def recorded(cell: Cell, record: Path) -> bool:
+    """Whether the record is there; InputError where it is of another recipe.
+
+    The recipe stands beside it, as the run's own folder may be gone; a record without one is taken for the cell's.
+    """
+    beside = record.with_suffix(".yaml")
+    if record.is_file() and beside.is_file() and beside.read_text(encoding="utf-8") != _told(cell.recipe):
+        raise InputError(
+            "A record in the output folder is of another recipe.",
+            str(record),
+            "Name another folder with --output, or remove this file.",
+        )
+    return record.is_file()
+
+
+def keep(cell: Cell, record: Path, text: str) -> None:
+    """Write the record, the recipe beside it first."""
+    atomic_write_text(record.with_suffix(".yaml"), _told(cell.recipe))
+    atomic_write_text(record, text)
+
+
+def _told(recipe: Recipe) -> str:
+    """The recipe but for where its run is kept."""
+    return recipe.model_copy(update={"output": ""}).to_yaml()
+
+
 def _run(cell: Cell, target: Path, progress: Progress | None, baselines: dict[str, Measured]) -> None:
-    if target.is_file():
+    if recorded(cell, target):
         pipeline.require_same(cell.recipe)
         return
     for record in pipeline.run_all([cell.recipe], progress, baselines):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(target, record.dumps())
+        keep(cell, target, record.dumps())
         shutil.rmtree(Path(cell.recipe.output) / "model", ignore_errors=True)

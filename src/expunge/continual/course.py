@@ -39,7 +39,7 @@ from expunge.models.load import LoadedModel, load_model, model_folder
 from expunge.models.precision import matmul_precision
 from expunge.models.projections import load_rows
 from expunge.models.scores import score_items
-from expunge.models.storage import folder_hashes, weights_hash
+from expunge.models.storage import model_hashes, weights_hash
 from expunge.models.tensors import save_tensors
 from expunge.pipeline import check, continued
 from expunge.progress import Named, Progress, Silent
@@ -146,7 +146,7 @@ def _course(recipe: Recipe, place: Place, told: Progress) -> Course:
         relearnt=tuple(_relearnt(end, moments[0], place, begin, recipe, told)),
         hashes={
             **stream.hashes(),
-            "start": weights_hash(folder_hashes(model_folder(begin.model))),
+            "start": weights_hash(model_hashes(model_folder(begin.model))),
             "end": weights_hash(end.hashes),
         },
         versions={

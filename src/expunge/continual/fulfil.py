@@ -31,7 +31,7 @@ from expunge.folder import RunFolder, read_json
 from expunge.measure import Measured, score_set
 from expunge.models.load import model_folder
 from expunge.models.scores import summarise
-from expunge.models.storage import atomic_write_text, beside_files, folder_hashes, weight_files
+from expunge.models.storage import atomic_write_text, beside_files, model_hashes, weight_files
 from expunge.progress import Named, Progress, Silent
 from expunge.recipe import Recipe
 from expunge.request import EARLIER, Request
@@ -73,7 +73,7 @@ class Requests:
             )
         given = fetched(model, self.progress or Silent())
         left = [str(RunFolder(Path(entry.run)).model) for entry in before.values()][-1:]
-        begun = done[name].model_before
+        begun = done[name].weights_before
         start = next((place for place in (given, *left) if _weights_of(place, self._revision) == begun), None)
         if start is None:
             raise InputError(
@@ -131,7 +131,7 @@ class Requests:
         own = standing(record.scores.forget.after, results, knew)
         standings = {name: own, **self._earlier(name, recipe, folder)}
         left = folder.removed if folder.removed.is_file() else None
-        after = folder_hashes(folder.model)
+        after = model_hashes(folder.model)
         self.ledger.fulfil(
             name,
             {
@@ -208,8 +208,8 @@ class Requests:
         if (carried := self.ledger.carried(kind, done)) is None:
             return recipe
         left, file = carried
-        if kind == ADAPTERS and done[-1].model_after != left.model_after:
-            since = next(entry for entry in done[done.index(left) :] if entry.model_after != left.model_after)
+        if kind == ADAPTERS and done[-1].weights_after != left.weights_after:
+            since = next(entry for entry in done[done.index(left) :] if entry.weights_after != left.weights_after)
             raise InputError(
                 f"Request {since.request!r}, by {since.method}, came after the adapters of request {left.request!r}, "
                 "and fusing more of these would undo it.",
@@ -244,7 +244,7 @@ def verify(ledger: Ledger, model: str) -> list[str]:
     if not done:
         raise InputError("No request was carried out yet.", str(ledger.file), "Run `expunge request apply` first.")
     for before, after in pairwise(done):
-        if after.model_before != before.model_after:
+        if after.weights_before != before.weights_after:
             raise InputError(
                 f"Request {after.request!r} did not begin with the model that request {before.request!r} left, so what "
                 "was done for that one need not be in this model.",
@@ -254,10 +254,12 @@ def verify(ledger: Ledger, model: str) -> list[str]:
     last = done[-1]
     if not Path(model).is_dir():
         raise InputError("There is no model in this place.", model, f"The last one was left in {last.run}.")
-    found = folder_hashes(Path(model))
-    if weight_files(found) != last.model_after:
+    found = model_hashes(Path(model))
+    if weight_files(found) != last.weights_after:
         raise _another_model(last, model)
-    if last.beside and (other := sorted(name for name, _ in last.beside.items() ^ beside_files(found).items())):
+    if last.beside and (
+        other := sorted(name for name, _ in beside_files(last.beside).items() ^ beside_files(found).items())
+    ):
         raise InputError(
             f"The weights are those that request {last.request!r} left, but {other[0]} is not.",
             model,
@@ -283,12 +285,12 @@ def going_on_from(ledger: Ledger, model: str, revision: str | None = None) -> st
     if not done:
         return model
     last, given = done[-1], _weights(model_folder(model, revision))
-    if given == last.model_after:
+    if given == last.weights_after:
         return model
-    if given not in [entry.model_before for entry in done]:
+    if given not in [entry.weights_before for entry in done]:
         raise _another_model(last, model)
     left = RunFolder(Path(last.run)).model
-    if not left.is_dir() or _weights(left) != last.model_after:
+    if not left.is_dir() or _weights(left) != last.weights_after:
         raise InputError(
             "The model that the ledger ends with is missing or was changed.",
             str(left),
@@ -307,7 +309,7 @@ def _another_model(last: Entry, model: str) -> InputError:
 
 
 def _weights(folder: Path) -> dict[str, str]:
-    return weight_files(folder_hashes(folder))
+    return weight_files(model_hashes(folder))
 
 
 def _weights_of(place: str, revision: str | None) -> dict[str, str] | None:

@@ -114,6 +114,16 @@ class Entry(BaseModel):
     beside: dict[str, str] = Field(default_factory=dict)
     standings: dict[str, Standing] = Field(default_factory=dict)
 
+    @property
+    def weights_before(self) -> dict[str, str]:
+        """`model_before`; some ledgers have what lay in folders below the model there too, and that was none of it."""
+        return _own(self.model_before)
+
+    @property
+    def weights_after(self) -> dict[str, str]:
+        """`model_after`, likewise."""
+        return _own(self.model_after)
+
     def knew(self, ids: Iterable[str]) -> Mapping[str, Known]:
         """`known`; in ledgers from before it each item counts as their mean."""
         odds = self.before or 0.0
@@ -125,6 +135,10 @@ class Entry(BaseModel):
         own = self.model_dump(mode="json")
         told = {name: value for name, value in own.items() if name not in _LATER or value != _LATER[name]}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _own(hashes: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in hashes.items() if "/" not in name}
 
 
 @dataclass(frozen=True)
@@ -309,13 +323,13 @@ class Ledger:
                 raise InputError(f"The request {name!r} does not wait.", str(self.file))
             first, before = self.fulfilled().get(name), self.before(name)
             last = next(reversed(before.values()), None)
-            if last and values.get("model_before") != last.model_after:
+            if last and values.get("model_before") != last.weights_after:
                 raise InputError(
                     "The ledger ends with another model than this run began with.",
                     f"request {name}, {values.get('run', 'its run')}",
                     f"Remove that folder and carry the request out on {last.run}/model, which {last.request!r} left.",
                 )
-            if first and values.get("model_before") != first.model_before:
+            if first and values.get("model_before") != first.weights_before:
                 raise InputError(
                     f"Request {name!r} began with another model the first time.",
                     f"request {name}, {values.get('run', 'its run')}",

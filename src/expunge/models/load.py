@@ -19,7 +19,7 @@ from expunge.errors import InputError, ResourceError, nearest
 from expunge.models.projections import FILE, attach, load_rows
 from expunge.models.quiet import quiet
 from expunge.models.smollm import cache_folder, fetch_smollm2, model_source
-from expunge.models.storage import disk_errors, folder_hashes
+from expunge.models.storage import disk_errors, model_hashes
 
 __all__ = ["DTYPES", "LoadedModel", "cache_folder", "fetch_smollm2", "load_model", "model_folder", "model_source"]
 
@@ -51,7 +51,7 @@ class LoadedModel:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """sha256 of every file read from, weights and tokenizer among them; computed when first asked for."""
-        return folder_hashes(self.folder)
+        return model_hashes(self.folder)
 
 
 def load_model(

@@ -122,6 +122,12 @@ def folder_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
+def model_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file that a model in `folder` is read from, by name, sorted."""
+    names = model_files({path.name: "" for path in folder.iterdir() if path.is_file()})
+    return {name: sha256(folder / name) for name in sorted(names)}
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
@@ -145,19 +151,22 @@ def _sync(path: Path) -> None:
 
 
 def weight_files(hashes: Mapping[str, str]) -> dict[str, str]:
-    """Those of a checkpoint's hashes that are of weights."""
-    return {name: digest for name, digest in hashes.items() if name.endswith(".safetensors")}
+    """Those of a checkpoint's hashes that are of weights; what lies in folders below it is none of it."""
+    return _ending(hashes, ".safetensors")
 
 
 def beside_files(hashes: Mapping[str, str]) -> dict[str, str]:
     """Those of a checkpoint's hashes that are of its config, tokenizer and templates."""
-    return {name: digest for name, digest in hashes.items() if name.endswith((".json", ".txt", ".model", ".jinja"))}
+    return _ending(hashes, ".json", ".txt", ".model", ".jinja")
 
 
 def model_files(hashes: Mapping[str, str]) -> dict[str, str]:
-    """Those of a folder's hashes that a model is read from: weights and what is beside them, not in folders below."""
-    read = weight_files(hashes) | beside_files(hashes)
-    return {name: digest for name, digest in read.items() if "/" not in name}
+    """Those of a folder's hashes that a model is read from: weights and what is beside them."""
+    return weight_files(hashes) | beside_files(hashes)
+
+
+def _ending(hashes: Mapping[str, str], *ends: str) -> dict[str, str]:
+    return {name: digest for name, digest in hashes.items() if name.endswith(ends) and "/" not in name}
 
 
 def weights_hash(hashes: Mapping[str, str]) -> str:
