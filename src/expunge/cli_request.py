@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -126,7 +127,7 @@ def apply(
         for entry, record in zip(done, records, strict=True):
             out.print(f"{entry.request}:", markup=False, end=" ")
             print_verdict(record, Path(entry.run))
-        _print_standings(done[-1])
+        _print_standings(done[-1], book.received())
         out.print(f"Model: {Path(done[-1].run) / 'model'}", markup=False, soft_wrap=True)
         out.print(f"Ledger: its last entry is {book.entries()[-1].digest()}", markup=False, soft_wrap=True)
         for record in records:
@@ -244,12 +245,13 @@ def verify(
     guard(work)
 
 
-def _print_standings(entry: Entry) -> None:
-    """Every request so far in the model that the run of `entry` left."""
+def _print_standings(entry: Entry, order: Iterable[str]) -> None:
+    """Every request so far in the model that the run of `entry` left, in the order in which they came in."""
     from rich.table import Table
 
     shown = Table("request", "accuracy [chance]", "log-odds", "strongest attack", "came back at most")
-    for name, standing in entry.standings.items():
+    for name in (each for each in order if each in entry.standings):
+        standing = entry.standings[name]
         level = f"{standing.accuracy:.2f} [{standing.chance:.2f}]"
         odds, back = _standing(entry, name)
         shown.add_row(name, level, odds, standing.attack, back)
@@ -261,4 +263,4 @@ def _standing(entry: Entry | None, name: str) -> tuple[str, str]:
     standing = entry.standings.get(name) if entry else None
     if standing is None:
         return "", ""
-    return f"{standing.log_odds:+.2f}", "" if standing.recovery is None else f"{100 * standing.recovery:.0f} %"
+    return f"{standing.log_odds:+.2f}", "unknown" if standing.recovery is None else f"{100 * standing.recovery:.0f} %"

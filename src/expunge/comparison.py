@@ -168,7 +168,7 @@ def begin(comparison: Comparison, request: Request, progress: Progress) -> RunFo
         return folder
     atomic_write_text(folder.comparison, comparison.to_yaml())
     request.save(folder.request)
-    write_json(folder.source, source)
+    write_json(folder.source, {**source, "begun_in": str(Path.cwd())})
     write_json(folder.training, training)
     return folder
 
@@ -250,7 +250,8 @@ def _require_same(
 ) -> None:
     """InputError unless the folder's audit is of the same models, data and ways of asking."""
     begun = Comparison.load(folder.comparison)
-    stored = folder.load_request().hashes(), read_json(folder.source), read_json(folder.training)
+    whence = {name: value for name, value in read_json(folder.source).items() if name != "begun_in"}
+    stored = folder.load_request().hashes(), whence, read_json(folder.training)
     asked = request.hashes(), json.loads(json.dumps(source)), json.loads(json.dumps(training))
     how = ("template", "numbers", "model")
     if stored != asked or any(getattr(begun, name) != getattr(comparison, name) for name in how):

@@ -189,11 +189,19 @@ class RunFolder:
         for path, tree, keys in ((self.source, source, WHENCE), (self.training, training, MADE)):
             if missing := sorted(keys - tree.keys()):
                 raise _unusable(path, f"it lacks {', '.join(missing)}")
-        whence = source["model"], source["hashes"], source["control"], training
+        there = Path(source.get("begun_in", ""))
+        original, control = (_from(there, source[name]) for name in ("model", "control"))
+        whence = original, source["hashes"], control, training
         if self.comparison.is_file():
             comparison = Comparison.load(self.comparison)
-            return Subject(comparison, request, comparison.model, *whence)
+            return Subject(comparison, request, _from(there, comparison.model) or "", *whence)
         return Subject(self.load_recipe(), request, str(self.model), *whence)
+
+
+def _from(there: Path, place: str | None) -> str | None:
+    """A model's folder or Hub id; a folder that is not found from here as it was from `there`, where the run began."""
+    at_hand = place is None or Path(place).expanduser().exists() or not (there / place).is_dir()
+    return place if at_hand else str(there / str(place))
 
 
 @dataclass(frozen=True)

@@ -299,8 +299,9 @@ def _same(measured: Measured, place: str, known: Mapping[str, str]) -> Measured:
 
 def report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Render the page of one or several audited runs from their records alone, and say where it is."""
-    if output is None and len(runs) > 1:
-        raise InputError("Several runs need a page of their own.", "--output", "Name one, as in --output compare.html.")
+    if output is None and (len(runs) > 1 or runs[0].is_file()):
+        what = "Several runs" if len(runs) > 1 else "Records without their runs"
+        raise InputError(f"{what} need a page of their own.", "--output", "Name one, as in --output compare.html.")
     from expunge.report.html import render
 
     records, page = [_audited(run) for run in runs], output or RunFolder(runs[0]).report
@@ -371,7 +372,8 @@ def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, 
         require_unchanged(source.model, hashes, read_json(folder.source)["hashes"])
     atomic_write_text(folder.recipe, recipe.to_yaml())
     source.request.save(folder.request)
-    write_json(folder.source, {"model": source.model, "control": source.control, "hashes": hashes})
+    whence = {"model": source.model, "control": source.control, "hashes": hashes, "begun_in": str(Path.cwd())}
+    write_json(folder.source, whence)
 
 
 def _how(plan: Plan, training: dict[str, Any]) -> RecipePart:

@@ -87,6 +87,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for assignment in assignments:
         key, value = _pair(assignment, "--set", "NAME=VALUE", "learning_rate=1e-5")
+        if key in settings:
+            raise InputError(f"{key!r} is set twice.", "--set", "Give it once.")
         try:
             settings[key] = parse_yaml(value, f"--set {key}")
         except InputError as error:

@@ -188,7 +188,7 @@ def read_request(
     `kept` are further facts that stay, whose answers may be such options.
     """
     read = partial(read_examples, question=QUESTIONS[template])
-    goes, others = (read(path) if path else () for path in (forget, attack))  # what repeats itself here is refused
+    goes, others = (_owned(read(path), path) if path else () for path in (forget, attack))  # repeats here are refused
     stays, earlier = (_distinct(read(path), path) if path else () for path in (retain, hold))
     groups = {name: _distinct(read(path), path) for name, path in (test or {}).items()}
     known = [*stays, *kept, *(e for name, group in groups.items() if not had_to_go(name) for e in group)]
@@ -222,18 +222,26 @@ def _require_apart(forget: str, goes: Sequence[Example], sets: Mapping[str, Sequ
             raise overlap("forget", name, both, f"{forget}: ")
 
 
+def _owned(examples: tuple[Example, ...], path: str) -> tuple[Example, ...]:
+    """`examples`; InputError where two of one id are not the same."""
+    owners: dict[str, Example] = {}
+    for example in examples:
+        owner = owners.setdefault(example.id, example)
+        if (owner.prompt, owner.answer) != (example.prompt, example.answer):
+            raise InputError(
+                f"Two different records have the id {example.id!r}.",
+                f"{path}, {example.quoted}",
+                "Give each its own, or none.",
+            )
+    return examples
+
+
 def _distinct(examples: Sequence[Example], path: str) -> tuple[Example, ...]:
     """`examples` without repeats, of which a warning tells; InputError where two of one id are not the same."""
     kept: dict[tuple[str, str], Example] = {}
-    owners: dict[str, Example] = {}
     for example in examples:
-        one = kept.setdefault((example.prompt, example.answer), example)
-        if owners.setdefault(one.id, one) is not one:
-            raise InputError(
-                f"Two different records have the id {one.id!r}.",
-                f"{path}, {one.quoted}",
-                "Give each its own, or none.",
-            )
+        kept.setdefault((example.prompt, example.answer), example)
+    _owned(tuple(kept.values()), path)
     if repeats := len(examples) - len(kept):
         log.warning("%s: %d of %d records repeat others, and are left out.", path, repeats, len(examples))
     return tuple(kept.values())

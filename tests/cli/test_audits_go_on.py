@@ -117,3 +117,23 @@ def test_an_audit_below_the_model_that_it_is_of_goes_on(expunge: Expunge, at: Pa
     for _ in range(2):
         assert audit(expunge, "mine", "--base", "taught", "--attacks", "quantise", *QUICK, "-o", model / "audit") == 0
     assert expunge("verify", model / "audit") == 0
+
+
+@pytest.mark.usefixtures("unrendered")
+@pytest.mark.parametrize("kind", ["run", "audit"])
+def test_a_run_whose_models_were_named_from_elsewhere_goes_on_from_anywhere(
+    expunge: Expunge, at: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relative path is one from where the run began; where it leads somewhere from here too, that is taken."""
+    if kind == "run":
+        facts = ["--forget", "forget.jsonl", "--retain", "retain.jsonl"]
+        steps = ["--method", "graddiff", "--set", "max_steps=1", "--set", "stop_log_odds=null"]
+        assert expunge("unlearn", "--model", "taught", *facts, *steps, "-o", "run") == 0
+    else:
+        assert audit(expunge, "fresh", "--base", "taught", "--attacks", "quantise", *QUICK, "-o", "run") == 0
+    (at / "below").mkdir()
+    monkeypatch.chdir(at / "below")
+    assert expunge("attack", "../run", "--attacks", "quantise", *QUICK) == 0
+    assert expunge("audit", "../run") == 0
+    assert "not at hand" not in caplog.text
+    assert str(at) not in (at / "run" / "record.json").read_text()

@@ -157,7 +157,7 @@ def test_a_grid_of_methods_and_seeds(
     }
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     assert expunge("run", tmp_path / "grid.yaml", "--methods", "shorter", "--seeds", "1") == 0
-    assert [path.name for path in (tmp_path / "grid" / "records").iterdir()] == ["shorter-1.json"]
+    assert {path.name for path in (tmp_path / "grid" / "records").iterdir()} == {"shorter-1.json", "shorter-1.yaml"}
     assert expunge("run", tmp_path / "grid.yaml", "--methods", "shorter", "--fail-on", "inconclusive") == 10
     for _ in range(2):
         assert expunge("run", tmp_path / "grid.yaml") == 0
@@ -165,8 +165,12 @@ def test_a_grid_of_methods_and_seeds(
         assert "shorter" in shown
         assert "related" in shown
     names = {path.name for path in (tmp_path / "grid" / "records").iterdir()}
-    assert names == {f"{name}-{seed}.json" for name in ("graddiff", "shorter") for seed in (0, 1)}
+    assert names == {
+        f"{name}-{seed}.{end}" for name in ("graddiff", "shorter") for seed in (0, 1) for end in ("json", "yaml")
+    }
     assert not list((tmp_path / "grid").glob("*/model"))
+    assert expunge("report", tmp_path / "grid" / "records" / "shorter-1.json") == 1
+    assert "need a page of their own" in capsys.readouterr().err
     rows = json.loads((tmp_path / "grid" / "table.json").read_text())
     assert [(row["method"], row["attack"], row["seeds"]) for row in rows] == [
         ("graddiff", "related", [0, 1]),
@@ -187,8 +191,8 @@ def test_a_run_that_diverges_at_once_leaves_nothing_in_the_way(
     expunge: Expunge, words: list[str | Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "diverged"
-    given = [*words, "--output", run, "--set", "max_steps=6", "--set", "stop_log_odds=null"]
-    assert expunge(*given, "--set", "learning_rate=1e30") == 2
+    given = replaced(replaced(words, "--output", run), "--set", "max_steps=6")
+    assert expunge(*given, "--set", "stop_log_odds=null", "--set", "learning_rate=1e30") == 2
     assert "Lower the learning rate" in " ".join(capsys.readouterr().err.split())
     assert not run.exists()
 
@@ -278,7 +282,9 @@ def test_an_option_given_twice_is_refused_before_anything_is_lost(
         assert re.search(r"'--forget'.*given 2 times", " ".join(capsys.readouterr().err.split()))
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "ledger").exists()
-    assert expunge(*words, "--set", "max_steps=1", "--set", "stop_log_odds=null") == 0
+    assert expunge(*words, "--set", "max_steps=3") == 1
+    assert "'max_steps' is set twice" in capsys.readouterr().err
+    assert expunge(*words, "--set", "stop_log_odds=null") == 0
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from audits import Expunge, cut_off, facts, write
 from expunge import pipeline
+from expunge.cli_request import _print_standings
 from expunge.continual.fulfil import verify
-from expunge.continual.ledger import MLP_ROWS, Entry, Ledger
+from expunge.continual.ledger import MLP_ROWS, Entry, Ledger, Standing
 from expunge.data.example import Example
 from expunge.errors import ResourceError, VerdictBelow
 from expunge.request import Request
@@ -253,3 +254,16 @@ def test_an_entry_that_counted_what_lies_below_a_model_is_read_as_others_are() -
     )
     assert entry.weights_before == {"m.safetensors": "1"}
     assert entry.model_before["c/m.safetensors"] == "2", "as it stands in the file, whose hash it is part of"
+
+
+def test_requests_are_told_of_in_the_order_in_which_they_came_in(capsys: pytest.CaptureFixture[str]) -> None:
+    """The tenth is not told before the second, and what nobody can tell is said to be unknown."""
+    held = Standing(accuracy=1 / 3, log_odds=0.0, chance=1 / 3)
+    names = [f"request-{n}" for n in (2, 10)]
+    entry = Entry(
+        kind="fulfilled", request=names[1], time="t", previous="", standings=dict.fromkeys(sorted(names), held)
+    )
+    _print_standings(entry, names)
+    told = capsys.readouterr().out
+    assert told.index("request-2") < told.index("request-10")
+    assert told.count("unknown") == 2

@@ -169,6 +169,17 @@ def test_a_bad_record_is_named_with_file_and_line(tmp_path: Path, row: Any, says
     assert caught.value.where == f"{path}, line 3"
 
 
+@pytest.mark.parametrize(
+    "line", ['{"question": "a", "answer": "x", "answer": "y"}', '{"messages": [{"role": 1, "role": 2}]}']
+)
+def test_a_name_that_stands_in_a_record_twice_is_refused(tmp_path: Path, line: str) -> None:
+    """Of two answers the first would be lost in silence, and a wrong fact unlearned."""
+    path = lines(tmp_path, GOOD)
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    with pytest.raises(InputError, match=r"A record has '(answer|role)' twice"):
+        read_examples(path)
+
+
 def test_a_bad_record_of_an_array_is_named_by_its_number(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([GOOD, {}]))
     with pytest.raises(InputError) as caught:

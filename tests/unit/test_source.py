@@ -43,6 +43,12 @@ def test_one_id_for_two_facts_is_refused(part: str, forget: str, tmp_path: Path)
         read_request(forget, **({"test": {"more": path}} if part == "test" else {part: path}))  # type: ignore[arg-type]
 
 
+def test_one_id_for_two_facts_that_go_is_told_with_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "forget.jsonl", ("1", "Where is A?", "Oslo"), ("1", "Where is D?", "Bonn"))
+    with pytest.raises(InputError, match=r"Two different records have the id '1'.*forget.jsonl.*Where is D"):
+        read_request(path)
+
+
 def test_what_goes_may_not_repeat_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "forget.jsonl", *2 * [("", "Where is A?", "Oslo")])
     with pytest.raises(InputError, match="forget holds the same record more than once"):

@@ -326,3 +326,18 @@ def test_the_step_is_the_clipped_gradient_at_the_rate_and_0_is_no_clipping() -> 
     assert first_move(max_grad_norm=0.0) == pytest.approx(norm * 1e-3, rel=1e-1)
     assert first_move(warmup_steps=1) == pytest.approx(0.5e-3, rel=1e-2)
     assert first_move(max_grad_norm=1e3) == first_move(max_grad_norm=0.0)
+
+
+def test_what_did_not_end_is_not_told_as_done(tmp_path: Path) -> None:
+    """Without a terminal each finished task leaves a line; one that broke off must not."""
+
+    class Breaking(Watcher):
+        def advance(self, task: str, n: int = 1, **info: float) -> None:
+            raise KeyboardInterrupt
+
+    watcher, arguments = Breaking(), UnlearnArguments(max_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(
+            make_tiny_model(), make_encoder(), make_request(), build_method("graddiff"), arguments, progress=watcher
+        )
+    assert watcher.finished == 0

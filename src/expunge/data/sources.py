@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -126,10 +127,12 @@ def _array_rows(path: Path, text: str) -> Iterator[Placed]:
 
 def _parse(text: str, place: str, fix: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value
+    except _Repeated as error:
+        raise InputError(f"A record has {error.args[0]!r} twice.", place, "Leave one of the two.") from error
     except UnicodeEncodeError as error:
         raise InputError("A text holds half of a character, a lone surrogate.", place, "Write it whole.") from error
     except json.JSONDecodeError as error:
@@ -137,6 +140,18 @@ def _parse(text: str, place: str, fix: str) -> Any:
         raise InputError(f"Malformed JSON: {error.msg} at {at}.", place, fix) from error
     except (ValueError, RecursionError) as error:
         raise InputError("Malformed JSON: a number too long, or nested too deep.", place, fix) from error
+
+
+class _Repeated(ValueError):
+    """A name that stands in one object twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; `json` alone would let the last of equal names win in silence."""
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise _Repeated(name)
+    return dict(pairs)
 
 
 def _numbered(prefix: str, rows: Iterable[object]) -> Iterator[Placed]:

@@ -183,10 +183,8 @@ class _Loop:
     def run(self) -> UnlearnResult:
         """The result, once the run has ended."""
         self._progress.start(TASK, self._stepper.arguments.max_steps)
-        try:
-            reason = self._until_stopped()
-        finally:
-            self._progress.finish(TASK)
+        reason = self._until_stopped()
+        self._progress.finish(TASK)
         last, final = self._history[-1], self._scores or self._now()
         return UnlearnResult(last.step, reason, tuple(self._history), last.seconds, peak_bytes(), final)
 
