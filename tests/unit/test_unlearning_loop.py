@@ -335,7 +335,7 @@ def test_what_did_not_end_is_not_told_as_done(tmp_path: Path) -> None:
         def advance(self, task: str, n: int = 1, **info: float) -> None:
             raise KeyboardInterrupt
 
-    watcher, arguments = Breaking(), UnlearnArguments(max_steps=2)
+    watcher, arguments = Breaking(), UnlearnArguments(max_steps=2, stop_log_odds=None)
     with pytest.raises(KeyboardInterrupt):
         unlearn(
             make_tiny_model(), make_encoder(), make_request(), build_method("graddiff"), arguments, progress=watcher
