@@ -115,9 +115,22 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "own code": (_remote_code, "The config cannot be used.*custom code"),
     "masked": (_masked, "not a causal language model but BertForMaskedLM"),
     "classifier": (_classifier, "not a causal language model but LlamaForSequenceClassification"),
+    "misspelt size": (
+        lambda f: _edit(f / "config.json", hidden_size="x"),
+        "The config cannot be used: .*'hidden_size'.* got str",
+    ),
+    "no heads": (lambda f: _edit(f / "config.json", num_attention_heads=0), "The config cannot be used"),
+    "negative depth": (lambda f: _edit(f / "config.json", num_hidden_layers=-1), "the model has -1 blocks"),
+    "unknown dtype": (lambda f: _edit(f / "config.json", dtype="banana"), "The config cannot be used: .*banana"),
+    "architectures": (lambda f: _edit(f / "config.json", architectures=3), "The config cannot be used"),
+    "no words": (lambda f: _edit(f / "config.json", vocab_size=0), "The weights cannot be read"),
     "t5": (lambda f: T5Config().save_pretrained(f), "not a causal language model but t5"),
     "no tokenizer": (_no_tokenizer, "The tokenizer is missing or damaged"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "The tokenizer is missing or damaged"),
+    "listed tokenizer": (
+        lambda f: (f / "tokenizer_config.json").write_text("[1]"),
+        "The tokenizer is missing or damaged",
+    ),
     "foreign tokenizer": (_foreign_tokenizer, "knows 94 tokens, the model only 40"),
 }
 
@@ -179,10 +192,21 @@ def test_unknown_dtype_and_device(folder: Path) -> None:
         load_model(folder, device="quantum")
 
 
-def test_out_of_memory_is_a_resource_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory"),
+        (OSError(28, "No space left on device"), "disk is full"),
+    ],
+)
+def test_out_of_memory_or_disk_is_a_resource_error(
+    error: Exception, says: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def greedy(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("expunge.models.load.AutoModelForCausalLM.from_pretrained", greedy)
-    with pytest.raises(ResourceError, match="memory"):
+    with pytest.raises(ResourceError, match=says):
         load_model(folder)
