@@ -96,6 +96,10 @@ def _remote_code(folder: Path) -> None:
     _edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
 
 
+def _quantised(folder: Path) -> None:
+    _edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (_pickled, r"pickled \(pytorch_model.bin\).*Only safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "There are no weights"),
@@ -124,6 +128,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown dtype": (lambda f: _edit(f / "config.json", dtype="banana"), "The config cannot be used: .*banana"),
     "architectures": (lambda f: _edit(f / "config.json", architectures=3), "The config cannot be used"),
     "no words": (lambda f: _edit(f / "config.json", vocab_size=0), "The weights cannot be read"),
+    "quantised": (_quantised, "quantised weights cannot be trained.*unquantised"),
     "t5": (lambda f: T5Config().save_pretrained(f), "not a causal language model but t5"),
     "no tokenizer": (_no_tokenizer, "The tokenizer is missing or damaged"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "The tokenizer is missing or damaged"),

@@ -62,7 +62,7 @@ def load_model(
 
     Raises:
         InputError: nothing is there, it is no causal language model, it needs its own code, its weights are missing,
-            damaged or pickled, the tokenizer is missing or another model's, the dtype or the device is
+            damaged, pickled or quantised, the tokenizer is missing or another model's, the dtype or the device is
             unknown.
         ResourceError: it does not fit into memory, or a download not on the disk.
     """
@@ -125,6 +125,9 @@ def _check_config(folder: Path) -> None:
     if isinstance(blocks, int) and blocks < 1:
         where = str(folder / "config.json")
         raise InputError(f"By its config the model has {blocks} blocks.", where, "Copy or save the model again.")
+    if getattr(config, "quantization_config", None) is not None:
+        what = "The weights are quantised, and quantised weights cannot be trained."
+        raise InputError(what, str(folder), "Give the model that they were made from, unquantised.")
 
 
 def _check_weights(folder: Path) -> None:
