@@ -22,6 +22,7 @@ from transformers.utils import logging
 from expunge.errors import InputError, ResourceError
 from expunge.models.checkpoint import save_pretrained_atomic
 from expunge.models.load import load_model
+from expunge.models.precision import matmul_precision
 from expunge.models.quiet import quiet
 from tiny import make_tiny_model
 
@@ -194,6 +195,10 @@ def test_unknown_dtype_and_device(folder: Path) -> None:
     with pytest.raises(InputError, match=r"Unknown dtype 'float8'.*float16"):
         load_model(folder, dtype="float8")
     with pytest.raises(InputError, match="device cannot be used"):
+        load_model(folder, device="quantum")
+    with pytest.raises(InputError, match="meta holds no numbers"):
+        load_model(folder, device="meta")
+    with pytest.raises(InputError, match="device cannot be used"), matmul_precision("medium", "quantum"):
         load_model(folder, device="quantum")
 
 

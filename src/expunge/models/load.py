@@ -63,7 +63,7 @@ def load_model(
     Raises:
         InputError: nothing is there, it is no causal language model, it needs its own code, its weights are missing,
             damaged, pickled or quantised, the tokenizer is missing or another model's, the dtype or the device is
-            unknown.
+            unknown or holds no numbers.
         ResourceError: it does not fit into memory, or a download not on the disk.
     """
     if dtype not in DTYPES:
@@ -174,6 +174,8 @@ def _vocabulary(model: PreTrainedModel) -> int:
 def _to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
     fix = "Take cpu, or one that torch finds here."
     with _input_errors("The device cannot be used", Path(device), fix):
+        if torch.device(device).type == "meta":
+            raise InputError("The device meta holds no numbers, so nothing can be computed on it.", "device", fix)
         moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
     return moved
 
