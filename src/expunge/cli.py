@@ -18,21 +18,10 @@ import typer
 from expunge import __version__, cli_audit, cli_request
 from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
-from expunge.console import (
-    App,
-    Bars,
-    Commands,
-    Finished,
-    bare_flags,
-    err,
-    guard,
-    named,
-    out,
-    set_option,
-    write_any_letters,
-)
+from expunge.console import App, Bars, Commands, Finished, bare_flags, guard, named, out, set_option, write_any_letters
 from expunge.errors import SETTINGS_PAGE, InputError
 from expunge.models.memory import keep_freed_memory
+from expunge.unlearning.interrupts import whole_imports
 
 app = App(
     name="expunge",
@@ -107,9 +96,10 @@ def unlearn(
     """
 
     def work() -> None:
-        from expunge import pipeline
-        from expunge.recipe import Recipe
-        from expunge.settings import parse_assignments, parse_files
+        with whole_imports():
+            from expunge import pipeline
+            from expunge.recipe import Recipe
+            from expunge.settings import parse_assignments, parse_files
 
         tree = {
             "model": model,
@@ -157,8 +147,9 @@ def attack(
     """
 
     def work() -> None:
-        from expunge import pipeline
-        from expunge.settings import parse_assignments
+        with whole_imports():
+            from expunge import pipeline
+            from expunge.settings import parse_assignments
 
         with Bars().shown() as progress:
             results = pipeline.attack(run, named(attacks), parse_assignments(settings or []), progress=progress)
@@ -202,10 +193,11 @@ def run(
     """
 
     def work() -> None:
-        from expunge import pipeline
-        from expunge.data.benchmarks.streams import STREAMS
-        from expunge.recipe import Recipe
-        from expunge.settings import assign, parse_assignments, read_yaml
+        with whole_imports():
+            from expunge import pipeline
+            from expunge.data.benchmarks.streams import STREAMS
+            from expunge.recipe import Recipe
+            from expunge.settings import assign, parse_assignments, read_yaml
 
         overrides = parse_assignments(settings or []) | ({"output": str(output)} if output else {})
         tree = assign(read_yaml(recipe), overrides)
@@ -245,7 +237,8 @@ def report(
     """
 
     def work() -> None:
-        from expunge import pipeline
+        with whole_imports():
+            from expunge import pipeline
 
         out.print(str(pipeline.report(runs, output)), markup=False, soft_wrap=True)
 
@@ -263,7 +256,8 @@ def verify(
     """
 
     def work() -> None:
-        from expunge import pipeline
+        with whole_imports():
+            from expunge import pipeline
 
         for line in pipeline.verify(run, sample):
             out.print(f"ok  {line}", markup=False, soft_wrap=True)
@@ -282,7 +276,8 @@ def demo(
     """
 
     def work() -> None:
-        from expunge import demo as demonstration
+        with whole_imports():
+            from expunge import demo as demonstration
 
         with Bars().shown() as progress:
             outcome = demonstration.run(tiny=tiny, output=output, progress=progress)
@@ -311,8 +306,9 @@ def list_(
 
         listed = Table.grid(padding=(0, 2))
         listed.add_column(style="bold", no_wrap=True)
-        for name, summary in catalogue.describe(kind):
-            listed.add_row(name, summary)
+        with whole_imports():
+            for name, summary in catalogue.describe(kind):
+                listed.add_row(name, summary)
         out.print(listed)
 
     guard(work)
@@ -389,4 +385,4 @@ def main() -> None:
         raise SystemExit(1 if leaving.code == 2 else leaving.code) from None
 
 
-__all__ = ["app", "err", "main"]
+__all__ = ["app", "main"]

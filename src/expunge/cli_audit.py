@@ -11,6 +11,7 @@ import typer
 from expunge.catalogue import NAMED_ATTACKS
 from expunge.console import Bars, guard, named, out, set_option
 from expunge.errors import SETTINGS_PAGE, InputError
+from expunge.unlearning.interrupts import whole_imports
 
 if TYPE_CHECKING:
     from expunge.folder import RunFolder
@@ -65,8 +66,9 @@ def audit(
     """
 
     def work() -> None:
-        from expunge import pipeline
-        from expunge.folder import RunFolder
+        with whole_imports():
+            from expunge import pipeline
+            from expunge.folder import RunFolder
 
         data = {"--forget": forget, "--retain": retain, "--attack": attack, "--test": test, "--control": control}
         ways = {"--attacks": attacks, "--template": template != "plain", "--set": settings, "--output": output}

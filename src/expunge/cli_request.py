@@ -13,6 +13,7 @@ from expunge.catalogue import DEFAULT_ATTACKS, DEFAULT_METHOD, NAMED_ATTACKS
 from expunge.cli_audit import LEVEL, FailOn, print_verdict
 from expunge.console import App, Bars, guard, named, out, set_option
 from expunge.errors import SETTINGS_PAGE, InputError
+from expunge.unlearning.interrupts import whole_imports
 
 if TYPE_CHECKING:
     from expunge.continual.ledger import Entry
@@ -43,9 +44,10 @@ def add(
     """
 
     def work() -> None:
-        from expunge.continual.ledger import Ledger
-        from expunge.data.distractors import require_options
-        from expunge.source import read_request
+        with whole_imports():
+            from expunge.continual.ledger import Ledger
+            from expunge.data.distractors import require_options
+            from expunge.source import read_request
 
         book = Ledger(ledger)
         taken = book.received()
@@ -97,12 +99,13 @@ def apply(
     """
 
     def work() -> None:
-        from expunge.attacks.suites import expand
-        from expunge.continual.fulfil import Requests
-        from expunge.continual.ledger import Ledger
-        from expunge.pipeline import gate, sort_settings
-        from expunge.report.record import Record
-        from expunge.settings import parse_assignments
+        with whole_imports():
+            from expunge.attacks.suites import expand
+            from expunge.continual.fulfil import Requests
+            from expunge.continual.ledger import Ledger
+            from expunge.pipeline import gate, sort_settings
+            from expunge.report.record import Record
+            from expunge.settings import parse_assignments
 
         chosen = expand(named(attacks) or (DEFAULT_ATTACKS if attacks is None else ()), {})
         tried = {each: dict(attack.settings) for each, attack in chosen.items()}
@@ -236,8 +239,9 @@ def verify(
     """
 
     def work() -> None:
-        from expunge.continual.fulfil import verify as check
-        from expunge.continual.ledger import Ledger
+        with whole_imports():
+            from expunge.continual.fulfil import verify as check
+            from expunge.continual.ledger import Ledger
 
         for line in check(Ledger.at(ledger), model):
             out.print(f"ok  {line}", markup=False, soft_wrap=True)

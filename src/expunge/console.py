@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from expunge.errors import ExpungeError, unreadable
+from expunge.errors import ExpungeError, out_of_memory, unreadable
 
 INTERRUPTED = 130
 USAGE = 1
@@ -171,8 +171,6 @@ def guard(work: Callable[[], None]) -> None:
         fail(error.what, error.where, error.fix, error.exit_code)
     except KeyboardInterrupt:
         fail("Interrupted.", "", "Finished work is kept: run the same command again to go on.", INTERRUPTED)
-    except MemoryError:
-        fail("Memory ran out.", "", "Use a smaller batch or model.", RESOURCES)
     except OSError as error:
         if error.errno in (28, 122):
             fail(
@@ -183,11 +181,9 @@ def guard(work: Callable[[], None]) -> None:
             )
         place = str(error.filename or "")
         fail(f"A file cannot be used: {unreadable(error)}.", place, "Check the path and its permissions.", USAGE)
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
-            fail("Memory ran out.", "", "Use a smaller batch or model.", RESOURCES)
-        _internal(error)
     except Exception as error:
+        if out_of_memory(error):
+            fail("Memory ran out.", "", "Use a smaller batch or model.", RESOURCES)
         _internal(error)
 
 

@@ -81,3 +81,9 @@ def unreadable(error: OSError | UnicodeDecodeError) -> str:
     if isinstance(error, IsADirectoryError):
         return "it is a folder"
     return error.strerror.lower() if error.strerror else str(error)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch tells that of main memory only in words."""
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "can't allocate memory" in words or "out of memory" in words

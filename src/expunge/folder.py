@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from expunge.errors import InputError, unreadable
 from expunge.models.storage import atomic_write_text, model_files
@@ -21,9 +22,16 @@ from expunge.request import Request
 
 _log = logging.getLogger(__name__)
 
-WHENCE: Final = frozenset({"model", "hashes", "control"})
-MADE: Final = frozenset({"hashes", "history", "peak_bytes", "stage_seconds", "steps", "stop_reason"})
-"""What source.json and training.json hold, whoever wrote them."""
+WHENCE: Final[Mapping[str, Any]] = {"model": str | None, "hashes": dict[str, str], "control": str | None}
+MADE: Final[Mapping[str, Any]] = {
+    "hashes": dict[str, str],
+    "history": list[dict[str, Any]],
+    "peak_bytes": int,
+    "stage_seconds": float,
+    "steps": int,
+    "stop_reason": str,
+}
+"""What source.json and training.json hold, whoever wrote them, and of which kind it is."""
 
 
 @dataclass(frozen=True)
@@ -179,17 +187,18 @@ class RunFolder:
         """The request that the run honoured."""
         return Request.load(self.request)
 
+    def load_source(self) -> dict[str, Any]:
+        """The starting checkpoint and the control: their places and hashes."""
+        return _read_parts(self.source, WHENCE)
+
     def load_subject(self) -> Subject:
         """What the stages after unlearning work on; InputError unless there is a finished model."""
         if not self.training.is_file():
             raise InputError(
                 "This is not a finished run.", str(self.path), "Make one with `expunge unlearn ... --output RUN`."
             )
-        source, training, request = read_json(self.source), read_json(self.training), self.load_request()
-        for path, tree, keys in ((self.source, source, WHENCE), (self.training, training, MADE)):
-            if missing := sorted(keys - tree.keys()):
-                raise _unusable(path, f"it lacks {', '.join(missing)}")
-        there = Path(source.get("begun_in", ""))
+        source, training, request = self.load_source(), _read_parts(self.training, MADE), self.load_request()
+        there = Path(str(source.get("begun_in", "")))
         original, control = (_from(there, source[name]) for name in ("model", "control"))
         whence = original, source["hashes"], control, training
         if self.comparison.is_file():
@@ -260,6 +269,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise _unusable(path, "it is damaged") from error
     if not isinstance(value, dict):
         raise _unusable(path, "it is damaged")
+    return value
+
+
+def _read_parts(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object in `path`; InputError also where it lacks one of `kinds`, or has something of another kind."""
+    value = read_json(path)
+    if missing := sorted(kinds.keys() - value.keys()):
+        raise _unusable(path, f"it lacks {', '.join(missing)}")
+    for name, kind in kinds.items():
+        try:
+            TypeAdapter(kind).validate_python(value[name], strict=True)
+        except ValidationError as error:
+            raise _unusable(path, f"it is damaged at {name}") from error
     return value
 
 

@@ -26,7 +26,7 @@ from expunge.audit.verdict import at_or_below
 from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, NonFiniteLoss, VerdictBelow
-from expunge.folder import RunFolder, Subject, read_json, require_files, require_unchanged, write_json
+from expunge.folder import RunFolder, Subject, require_files, require_unchanged, write_json
 from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
@@ -369,7 +369,7 @@ def _begin(folder: RunFolder, recipe: Recipe, source: Source, hashes: dict[str, 
     folder.create(recipe)
     if any((folder.path / CHECKPOINTS).glob("*")):
         folder.require_same_data(source.request)
-        require_unchanged(source.model, hashes, read_json(folder.source)["hashes"])
+        require_unchanged(source.model, hashes, folder.load_source()["hashes"])
     atomic_write_text(folder.recipe, recipe.to_yaml())
     source.request.save(folder.request)
     whence = {"model": source.model, "control": source.control, "hashes": hashes, "begun_in": str(Path.cwd())}

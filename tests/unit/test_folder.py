@@ -8,7 +8,7 @@ import pytest
 
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.folder import MADE, WHENCE, RunFolder, read_json, write_json
+from expunge.folder import RunFolder, read_json, write_json
 from expunge.request import Request
 
 
@@ -30,14 +30,45 @@ def test_a_file_that_is_of_no_use_is_told_in_words(content: bytes | None, why: s
     assert (told.value.what, told.value.where) == (f"A file of the run cannot be used: {why}.", str(path))
 
 
-@pytest.mark.parametrize(("name", "lacks"), [("training.json", "hashes, history"), ("source.json", "control, hashes")])
-def test_a_file_of_a_run_that_lacks_something_is_told(name: str, lacks: str, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+SOURCE = {"model": None, "control": None, "hashes": {"config.json": "ab"}}
+TRAINING = {"hashes": {}, "history": [], "peak_bytes": 0, "stage_seconds": 0.0, "steps": 0, "stop_reason": ""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """What the stages after unlearning read first."""
+    folder = RunFolder(tmp_path / "run")
     Request((Example("q", "a"),)).save(folder.request)
-    write_json(folder.source, dict.fromkeys(WHENCE))
-    write_json(folder.training, dict.fromkeys(MADE))
-    write_json(tmp_path / name, {})
+    write_json(folder.source, SOURCE)
+    write_json(folder.training, TRAINING)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("training.json", "hashes, history"), ("source.json", "control, hashes")])
+def test_a_file_of_a_run_that_lacks_something_is_told(name: str, lacks: str, folder: RunFolder) -> None:
+    write_json(folder.path / name, {})
     with pytest.raises(InputError, match=f"it lacks {lacks}") as told:
+        folder.load_subject()
+    assert told.value.where.endswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("training.json", "hashes", 3),
+        ("training.json", "hashes", {"config.json": 3}),
+        ("training.json", "history", [3]),
+        ("training.json", "stage_seconds", "long"),
+        ("training.json", "steps", None),
+        ("source.json", "hashes", []),
+        ("source.json", "model", 3),
+    ],
+)
+def test_a_file_of_a_run_with_something_of_another_kind_is_told(
+    name: str, key: str, value: object, folder: RunFolder
+) -> None:
+    write_json(folder.path / name, read_json(folder.path / name) | {key: value})
+    with pytest.raises(InputError, match=f"A file of the run cannot be used: it is damaged at {key}") as told:
         folder.load_subject()
     assert told.value.where.endswith(name)
 

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from expunge.errors import InputError, ResourceError
 from expunge.models.checkpoint import save_pretrained_atomic
 from expunge.models.load import load_model
+from expunge.models.precision import matmul_precision
 from expunge.models.quiet import quiet
 from tiny import make_tiny_model
 
@@ -96,6 +97,10 @@ def _remote_code(folder: Path) -> None:
     _edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
 
 
+def _quantised(folder: Path) -> None:
+    _edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (_pickled, r"pickled \(pytorch_model.bin\).*Only safetensors"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "There are no weights"),
@@ -115,9 +120,23 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "own code": (_remote_code, "The config cannot be used.*custom code"),
     "masked": (_masked, "not a causal language model but BertForMaskedLM"),
     "classifier": (_classifier, "not a causal language model but LlamaForSequenceClassification"),
+    "misspelt size": (
+        lambda f: _edit(f / "config.json", hidden_size="x"),
+        "The config cannot be used: .*'hidden_size'.* got str",
+    ),
+    "no heads": (lambda f: _edit(f / "config.json", num_attention_heads=0), "The config cannot be used"),
+    "negative depth": (lambda f: _edit(f / "config.json", num_hidden_layers=-1), "the model has -1 blocks"),
+    "unknown dtype": (lambda f: _edit(f / "config.json", dtype="banana"), "The config cannot be used: .*banana"),
+    "architectures": (lambda f: _edit(f / "config.json", architectures=3), "The config cannot be used"),
+    "no words": (lambda f: _edit(f / "config.json", vocab_size=0), "The weights cannot be read"),
+    "quantised": (_quantised, "quantised weights cannot be trained.*unquantised"),
     "t5": (lambda f: T5Config().save_pretrained(f), "not a causal language model but t5"),
     "no tokenizer": (_no_tokenizer, "The tokenizer is missing or damaged"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "The tokenizer is missing or damaged"),
+    "listed tokenizer": (
+        lambda f: (f / "tokenizer_config.json").write_text("[1]"),
+        "The tokenizer is missing or damaged",
+    ),
     "foreign tokenizer": (_foreign_tokenizer, "knows 94 tokens, the model only 40"),
 }
 
@@ -177,12 +196,27 @@ def test_unknown_dtype_and_device(folder: Path) -> None:
         load_model(folder, dtype="float8")
     with pytest.raises(InputError, match="device cannot be used"):
         load_model(folder, device="quantum")
+    with pytest.raises(InputError, match="meta holds no numbers"):
+        load_model(folder, device="meta")
+    with pytest.raises(InputError, match="device cannot be used"), matmul_precision("medium", "quantum"):
+        load_model(folder, device="quantum")
 
 
-def test_out_of_memory_is_a_resource_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory"),
+        (OSError(28, "No space left on device"), "disk is full"),
+    ],
+)
+def test_out_of_memory_or_disk_is_a_resource_error(
+    error: Exception, says: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def greedy(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("expunge.models.load.AutoModelForCausalLM.from_pretrained", greedy)
-    with pytest.raises(ResourceError, match="memory"):
+    with pytest.raises(ResourceError, match=says):
         load_model(folder)

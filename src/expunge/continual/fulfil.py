@@ -27,7 +27,7 @@ from expunge.continual.standing import known, standing
 from expunge.data.distractors import require_options
 from expunge.data.example import Example
 from expunge.errors import InputError
-from expunge.folder import RunFolder, read_json
+from expunge.folder import RunFolder
 from expunge.measure import Measured, score_set
 from expunge.models.load import model_folder
 from expunge.models.scores import summarise
@@ -137,7 +137,7 @@ class Requests:
             {
                 "method": recipe.method,
                 "run": str(folder.path),
-                "model_before": weight_files(read_json(folder.source)["hashes"]),
+                "model_before": weight_files(folder.load_source()["hashes"]),
                 "model_after": weight_files(after),
                 "verdict": record.verdict,
                 "before": summarise(original.snapshot.forget).log_odds,

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from expunge.errors import InputError, ResourceError, nearest
+from expunge.errors import ExpungeError, InputError, ResourceError, nearest, out_of_memory
 from expunge.models.projections import FILE, attach, load_rows
 from expunge.models.quiet import quiet
 from expunge.models.smollm import cache_folder, fetch_smollm2, model_source
@@ -63,7 +62,8 @@ def load_model(
 
     Raises:
         InputError: nothing is there, it is no causal language model, it needs its own code, its weights are missing,
-            damaged or pickled, the tokenizer is missing or another model's, the dtype or the device is unknown.
+            damaged, pickled or quantised, the tokenizer is missing or another model's, the dtype or the device is
+            unknown or holds no numbers.
         ResourceError: it does not fit into memory, or a download not on the disk.
     """
     if dtype not in DTYPES:
@@ -115,11 +115,19 @@ def _check_config(folder: Path) -> None:
         raise InputError("This folder holds no model: config.json is missing.", str(folder), fix)
     with _input_errors("The config cannot be used", folder / "config.json", "Copy or save the model again."):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    named = config.architectures or [causal]
-    if causal is None or causal not in named:
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        named = config.architectures or [causal]
+        known = causal is not None and causal in named
+        blocks = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if not known:
         what = f"This is not a causal language model but {named[0] or config.model_type}."
         raise InputError(what, str(folder), "Give a model that AutoModelForCausalLM was saved from.")
+    if isinstance(blocks, int) and blocks < 1:
+        where = str(folder / "config.json")
+        raise InputError(f"By its config the model has {blocks} blocks.", where, "Copy or save the model again.")
+    if getattr(config, "quantization_config", None) is not None:
+        what = "The weights are quantised, and quantised weights cannot be trained."
+        raise InputError(what, str(folder), "Give the model that they were made from, unquantised.")
 
 
 def _check_weights(folder: Path) -> None:
@@ -164,18 +172,29 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 
 def _to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
-    with _input_errors("The device cannot be used", Path(device), "Take cpu, or one that torch finds here."):
+    fix = "Take cpu, or one that torch finds here."
+    with _input_errors("The device cannot be used", Path(device), fix):
+        if torch.device(device).type == "meta":
+            raise InputError("The device meta holds no numbers, so nothing can be computed on it.", "device", fix)
         moved: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
     return moved
 
 
 @contextmanager
 def _input_errors(what: str, where: Path, fix: str) -> Iterator[None]:
-    """Turn what transformers and torch raise into our errors: out of memory, or else the input's fault."""
+    """Turn whatever transformers and torch raise into our errors: memory, the disk, or else the input's fault."""
     try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError("The model does not fit into memory.", str(where), "Use a smaller dtype.") from error
-    except (OSError, ValueError, RuntimeError, AssertionError, KeyError, TypeError, SafetensorError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{what}: {first}", str(where), fix) from error
+        with disk_errors(where):
+            yield
+    except ExpungeError:
+        raise
+    except Exception as error:  # of a damaged file they believe what it says, and fail anywhere
+        if out_of_memory(error):
+            raise ResourceError("The model does not fit into memory.", str(where), "Use a smaller dtype.") from error
+        raise InputError(f"{what}: {_first_sentence(error)}", str(where), fix) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    """The first line of what was raised, with the next if a colon leads to it."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

@@ -1,10 +1,10 @@
-"""Ctrl-C and SIGTERM, obeyed between two steps, where everything can be saved."""
+"""Ctrl-C and SIGTERM, obeyed where nothing breaks: between two steps, where all can be saved, and after imports."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -33,15 +33,31 @@ class Interrupts:
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Interrupts]:
+def deferred_interrupts(
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+) -> Iterator[Interrupts]:
     """A context in which the signals wait; outside the main thread, where Python has no handlers, nothing changes."""
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = {number: signal.signal(number, interrupts.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupts.note) for number in numbers}
     try:
         yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """A context for imports of heavy libraries, which Ctrl-C does not break in two; it is obeyed at the end.
+
+    torch imports numpy from C++, which swallows the interrupt, and half a numpy cannot be imported a second time.
+    """
+    heeded = [number for number in (signal.SIGINT,) if signal.getsignal(number) is not signal.SIG_IGN]
+    with deferred_interrupts(heeded) as interrupts:
+        try:
+            yield
+        finally:
+            interrupts.check()
