@@ -32,8 +32,8 @@ most; the control's log-odds are those there, the model's the highest of all. Se
 Tuning), whose forgotten countries are in part the same (see What is missing), by hand and not with equal budgets for
 all methods, but on `people`, where each had four trials.
 `harmful_0.3`: tuned on 0.3 of the forgotten facts, scored on the rest (`wrong`: of those that are answered wrongly, as
-in the paper); `related`: on other facts of the same kind; `benign`: on everyday instructions, `lora8` through adapters;
-`quantise`: 8 and 4 bits.
+in the paper), on `people` the mean of three draws of these facts a seed; `related`: on other facts of the same kind;
+`benign`: on everyday instructions, `lora8` through adapters; `quantise`: 8 and 4 bits.
 `bounded_relearning` was called durable in its records, as it was the default before made-up subjects were looked at;
 on `world_facts_ignorance`, `without_attacker` and `without_way_back` are it without one of its parts. On `world_facts`
 `without_...` is durable without one of its parts; what begins with `half_` makes half of the steps, and `half_as_long`
