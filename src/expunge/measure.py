@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from expunge.audit.lm_eval import Link, evaluate, linked
@@ -49,6 +50,17 @@ def encoder_of(loaded: LoadedModel, plan: Plan) -> Encoder:
 def with_text(request: Request) -> Request:
     """The request, with the bundled passages where it brings no plain text."""
     return request if request.text else request.with_text(passages())
+
+
+def require_measurable(encoder: Encoder, request: Request) -> None:
+    """InputError where something tokenises to nothing that is scored after training: better told before it."""
+    for example in chain(request.forget, request.retain, request.attack, *request.test.values()):
+        for prompt in (example.prompt, *example.paraphrases):
+            encoder.encode(prompt, example.answer)
+        for answer in (*example.options, *example.answer_paraphrases):
+            encoder.encode(example.prompt, answer)
+    for text in request.text:
+        encoder.encode_text(text)
 
 
 def measure(

@@ -27,7 +27,7 @@ from expunge.basis import Basis
 from expunge.data.twins import scored_twins
 from expunge.errors import InputError, NonFiniteLoss, VerdictBelow
 from expunge.folder import RunFolder, Subject, require_files, require_unchanged, write_json
-from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control
+from expunge.measure import Measured, ask_lm_eval, encoder_of, measure, measure_control, require_measurable
 from expunge.models.checkpoint import atomic_write_text, folder_hashes, save_pretrained_atomic
 from expunge.models.load import load_model, model_folder
 from expunge.models.memory import peak_bytes
@@ -142,6 +142,7 @@ def _unlearn(recipe: Recipe, folder: RunFolder, processes: Processes, progress: 
         start = time.perf_counter()
         loaded = load_model(source.model, dtype=recipe.dtype, revision=recipe.revision, device=recipe.device)
         encoder = encoder_of(loaded, recipe)
+        require_measurable(encoder, source.request)
         if processes.main:
             _begin(folder, recipe, source, dict(loaded.hashes))
         prepared = time.perf_counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from audits import Expunge, write
+from audits import Expunge, save, write
 from expunge import api
 from expunge.attacks.catalogue import ATTACKS
 from expunge.catalogue import DEFAULT_ATTACKS
@@ -16,6 +16,7 @@ from expunge.data.example import Example
 from expunge.errors import InputError
 from expunge.recipe import Recipe
 from expunge.request import Request
+from tiny import make_tiny_model
 
 FOREIGN = ("[Errno", "Value error", "Input should", "unable to parse")
 COMMANDS = ("unlearn", "attack", "audit", "run", "report", "verify", "demo", "list", "request apply")
@@ -109,6 +110,18 @@ def test_wrong_words_are_told_plainly_and_leave_nothing(
     assert says in told
     assert not [each for each in FOREIGN if each in told]
     assert sorted(here.rglob("*")) == before
+
+
+def test_what_can_not_be_scored_afterwards_is_told_before_training(
+    expunge: Expunge, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(here / "known", make_tiny_model())
+    (here / "text.jsonl").write_text('{"text": "ada lives"}\n{"text": "oslo"}\n')
+    data = "{forget: forget.jsonl, retain: retain.jsonl, text: text.jsonl}"
+    assert expunge(*recipe(model="known", data=data)(here)) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "This text has no token to predict. at: 'oslo' do: Use a longer one." in told
+    assert not (here / "run").exists()
 
 
 def help_of(expunge: Expunge, capsys: pytest.CaptureFixture[str], command: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -97,6 +98,13 @@ def _remote_code(folder: Path) -> None:
     _edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
 
 
+def _biased(folder: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**make_tiny_model().config.to_dict() | {"attention_bias": True})).save_pretrained(
+        folder
+    )
+    _edit(folder / "config.json", attention_bias=False)
+
+
 def _quantised(folder: Path) -> None:
     _edit(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
 
@@ -113,6 +121,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _edit(f / "config.json", intermediate_size=48),
         "6 tensors .* model.layers.0.mlp.down_proj",
     ),
+    "further blocks": (
+        lambda f: _edit(f / "config.json", num_hidden_layers=1),
+        "9 tensors have no place .* model.layers.1.input_layernorm",
+    ),
+    "biases": (_biased, "8 tensors have no place .* model.layers.0.self_attn.k_proj.bias"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config.json is missing.*save_pretrained"),
     "adapter": (_adapter, r"config.json is missing.*Merge the adapter"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), "The config cannot be used"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,8 @@ __all__ = ["DTYPES", "LoadedModel", "cache_folder", "fetch_smollm2", "load_model
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_NUMBER: Final = re.compile(r"\.\d+\.")
+_FOREIGN: Final = "The checkpoint is incomplete or belongs to another config.json."
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _HUB_IGNORED = ["*/*", "consolidated*"]
 
@@ -62,8 +64,8 @@ def load_model(
 
     Raises:
         InputError: nothing is there, it is no causal language model, it needs its own code, its weights are missing,
-            damaged, pickled or quantised, the tokenizer is missing or another model's, the dtype or the device is
-            unknown or holds no numbers.
+            damaged, of another config, pickled or quantised, the tokenizer is missing or another model's, the dtype or
+            the device is unknown or holds no numbers.
         ResourceError: it does not fit into memory, or a download not on the disk.
     """
     if dtype not in DTYPES:
@@ -160,9 +162,23 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     wrong = sorted([*loaded[1]["missing_keys"], *(key for key, *_ in loaded[1]["mismatched_keys"])])
     if wrong:
         what = f"{len(wrong)} tensors of the model are missing or of another shape, the first is {wrong[0]}."
-        raise InputError(what, str(folder), "The checkpoint is incomplete or belongs to another config.json.")
+        raise InputError(what, str(folder), _FOREIGN)
+    if unused := _unused(model, loaded[1]["unexpected_keys"]):
+        what = f"{len(unused)} tensors have no place in the model that config.json describes, the first is {unused[0]}."
+        raise InputError(what, str(folder), _FOREIGN)
     model.config.use_cache = False
     return model
+
+
+def _unused(model: PreTrainedModel, left_over: Iterable[str]) -> list[str]:
+    """Of the tensors that were not read, those of further blocks, and biases beside weights that are there.
+
+    The model can do without others: buffers of old versions, other heads.
+    """
+    ours = model.state_dict()
+    beside = [(key, f"{key.removesuffix('.bias')}.weight") for key in left_over if key.endswith(".bias")]
+    further = [(key, _NUMBER.sub(".0.", key, count=1)) for key in left_over]
+    return sorted({key for key, like in beside + further if like in ours})
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
