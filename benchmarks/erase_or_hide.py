@@ -32,7 +32,7 @@ the main one; `world_facts_ignorance.yaml`, `world_facts_all.yaml` and `world_fa
 (each another split and loop); recovery R on log-odds and the paired difference of R to the first method, each with
 its 95 % interval over seeds (Student's t); that of the attacked accuracy is never narrower than the questions of one
 seed allow (Wilson). Every method stops at log-odds 0 within 0.25 (within 0.5 below, if its loss comes back up by
-itself), if it gets there within its steps; on `people_at_gold` at -0.8, where gold models stand. Control: on
+itself), if it gets there within its steps; on `people_at_gold` at -0.6, where gold models stand. Control: on
 `people...` and `tofu` the gold model under the same attack; on `world_facts_ignorance` log-odds 0 and chance
 accuracy; on `world_facts`, `..._plateau`, `..._attacks`, `..._unseen` and `..._alpaca` made-up subjects or that,
 whichever leaves more recovered ([controls](../controls.md)). In brackets after a gold model's: twice the standard
