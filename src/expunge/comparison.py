@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +25,7 @@ from expunge.data.distractors import require_options
 from expunge.data.forms import Template
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json, write_json
-from expunge.measure import encoder_of, with_text
+from expunge.measure import encoder_of, put_to
 from expunge.models.checkpoint import atomic_write_text
 from expunge.models.load import load_model
 from expunge.progress import Progress, Silent
@@ -208,7 +208,8 @@ def require_alike(model: Outline, other: Outline, request: Request) -> None:
         if one != two and not (name.endswith(".bias") and None in (one, two)):
             what = f"The models do not fit: {name} is {_size(one)} against {_size(two)}."
             raise InputError(what, where, fix)
-    for (text, mine), (_, theirs) in zip(_read(model, request), _read(other, request), strict=True):
+    texts = (put_to(each.encoder, request) for each in (model, other))
+    for (text, mine), (_, theirs) in zip(*texts, strict=True):
         if mine != theirs:
             place = next(i for i, (a, b) in enumerate(zip_longest(mine, theirs)) if a != b)
             raise InputError(
@@ -218,17 +219,6 @@ def require_alike(model: Outline, other: Outline, request: Request) -> None:
             )
     if model.encoder.tokenizer.get_vocab() != other.encoder.tokenizer.get_vocab():
         log.warning("The vocabularies of %s differ, but not in any text of the request.", where)
-
-
-def _read(model: Outline, request: Request) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Each text of the request as it is put to a model, and its ids."""
-    groups = (request.forget, request.retain, *request.test.values(), request.attack)
-    for example in (each for group in groups for each in group):
-        for prompt in (example.prompt, *example.paraphrases):
-            for answer in (example.answer, *example.options):
-                yield f"{prompt} {answer}", model.encoder.encode(prompt, answer).ids
-    for text in with_text(request).text:
-        yield text, model.encoder.encode_text(text).ids
 
 
 def _words(model: Outline, ids: Sequence[int], place: int) -> str:

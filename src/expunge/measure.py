@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -54,13 +54,18 @@ def with_text(request: Request) -> Request:
 
 def require_measurable(encoder: Encoder, request: Request) -> None:
     """InputError where something tokenises to nothing that is scored after training: better told before it."""
-    for example in chain(request.forget, request.retain, request.attack, *request.test.values()):
+    for _ in put_to(encoder, request):
+        pass
+
+
+def put_to(encoder: Encoder, request: Request) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each text of the request as it is put to a model, and its ids; InputError where one tokenises to nothing."""
+    for example in chain(request.forget, request.retain, *request.test.values(), request.attack):
         for prompt in (example.prompt, *example.paraphrases):
-            encoder.encode(prompt, example.answer)
-        for answer in (*example.options, *example.answer_paraphrases):
-            encoder.encode(example.prompt, answer)
-    for text in request.text:
-        encoder.encode_text(text)
+            for answer in (example.answer, *example.options, *example.answer_paraphrases):
+                yield f"{prompt} {answer}", encoder.encode(prompt, answer).ids
+    for text in with_text(request).text:
+        yield text, encoder.encode_text(text).ids
 
 
 def measure(

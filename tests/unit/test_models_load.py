@@ -12,7 +12,6 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -99,9 +98,7 @@ def _remote_code(folder: Path) -> None:
 
 
 def _biased(folder: Path) -> None:
-    LlamaForCausalLM(LlamaConfig(**make_tiny_model().config.to_dict() | {"attention_bias": True})).save_pretrained(
-        folder
-    )
+    make_tiny_model(attention_bias=True).save_pretrained(folder)
     _edit(folder / "config.json", attention_bias=False)
 
 

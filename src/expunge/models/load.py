@@ -25,10 +25,11 @@ __all__ = ["DTYPES", "LoadedModel", "cache_folder", "fetch_smollm2", "load_model
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_NUMBER: Final = re.compile(r"\.\d+\.")
-_FOREIGN: Final = "The checkpoint is incomplete or belongs to another config.json."
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 _HUB_IGNORED = ["*/*", "consolidated*"]
+_NUMBER = re.compile(r"\.\d+\.")
+_BIAS = re.compile(r"\.bias$")
+_FOREIGN = "The checkpoint is incomplete or belongs to another config.json."
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,12 @@ def _model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             output_loading_info=True,
         )
     model: PreTrainedModel = loaded[0]
-    wrong = sorted([*loaded[1]["missing_keys"], *(key for key, *_ in loaded[1]["mismatched_keys"])])
+    about: dict[str, Any] = loaded[1]
+    wrong = sorted([*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])])
     if wrong:
         what = f"{len(wrong)} tensors of the model are missing or of another shape, the first is {wrong[0]}."
         raise InputError(what, str(folder), _FOREIGN)
-    if unused := _unused(model, loaded[1]["unexpected_keys"]):
+    if unused := _unused(model, about["unexpected_keys"]):
         what = f"{len(unused)} tensors have no place in the model that config.json describes, the first is {unused[0]}."
         raise InputError(what, str(folder), _FOREIGN)
     model.config.use_cache = False
@@ -176,9 +178,8 @@ def _unused(model: PreTrainedModel, left_over: Iterable[str]) -> list[str]:
     The model can do without others: buffers of old versions, other heads.
     """
     ours = model.state_dict()
-    beside = [(key, f"{key.removesuffix('.bias')}.weight") for key in left_over if key.endswith(".bias")]
-    further = [(key, _NUMBER.sub(".0.", key, count=1)) for key in left_over]
-    return sorted({key for key, like in beside + further if like in ours})
+    likes = (_NUMBER, ".0."), (_BIAS, ".weight")
+    return sorted(key for key in left_over if any(which.sub(like, key, count=1) in ours for which, like in likes))
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
