@@ -28,7 +28,17 @@ def claims() -> str:
 
 HISTORY = ("two_folds", "constant_rate", "half_without_attacker", "durable_mrp_moving_sinks")
 """What durable and durable_mrp were, and half of a part: on the page of results only."""
-VARIANTS = ("npo_sam", "npo_lau", "l2_previous", "npo_ssiuu", "ga_ssiuu", "klue_ssiuu", "bounded", "bounded_relearning")
+VARIANTS = (
+    "npo_sam",
+    "npo_lau",
+    "l2_previous",
+    "npo_ssiuu",
+    "ga_ssiuu",
+    "klue_ssiuu",
+    "bounded",
+    "bounded_relearning",
+    "mrp_counterfactual_searched",
+)
 """Other forms of what the README has a row of: on the page of results only, too."""
 
 
