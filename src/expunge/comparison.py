@@ -25,7 +25,7 @@ from expunge.data.distractors import require_options
 from expunge.data.forms import Template
 from expunge.errors import InputError
 from expunge.folder import RunFolder, read_json, write_json
-from expunge.measure import encoder_of, put_to
+from expunge.measure import encoder_of, put_to, require_measurable
 from expunge.models.checkpoint import atomic_write_text
 from expunge.models.load import load_model
 from expunge.progress import Progress, Silent
@@ -152,7 +152,7 @@ def begin(comparison: Comparison, request: Request, progress: Progress) -> RunFo
         progress.advance("checking the models")
     progress.finish("checking the models")
     model = outlines[comparison.model]
-    require_readable(model, request)
+    require_measurable(model.encoder, request)
     for place in places[1:]:
         require_alike(model, outlines[place], request)
     hashes = {place: each.hashes for place, each in outlines.items()}
@@ -180,19 +180,6 @@ def outline(place: str, comparison: Comparison) -> Outline:
     shapes = {name: tuple(value.shape) for name, value in loaded.model.named_parameters(remove_duplicate=False)}
     family = str(loaded.model.config.model_type)
     return Outline(place, family, shapes, encoder_of(loaded, comparison), dict(loaded.hashes))
-
-
-def require_readable(model: Outline, request: Request) -> None:
-    """InputError where an answer tokenises to nothing, or to the same as one of its wrong options."""
-    for example in (*request.forget, *request.retain, *(e for group in request.test.values() for e in group)):
-        answer = model.encoder.encode(example.prompt, example.answer)
-        for option in example.options:
-            if model.encoder.encode(example.prompt, option) == answer:
-                raise InputError(
-                    f"The tokenizer cannot tell the answer {example.answer!r} from the wrong option {option!r}.",
-                    f"{model.path}, {example.prompt[:60]!r}",
-                    "Correct the options, or the tokenizer that was saved with the model.",
-                )
 
 
 def require_alike(model: Outline, other: Outline, request: Request) -> None:

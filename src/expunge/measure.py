@@ -12,6 +12,7 @@ from expunge.audit.snapshot import Snapshot, control_snapshot, snapshot
 from expunge.data.collate import Encoder
 from expunge.data.example import Example
 from expunge.data.sources import passages
+from expunge.errors import InputError
 from expunge.models.architecture import row_limit
 from expunge.models.load import LoadedModel, load_model
 from expunge.models.scores import ItemScore, score_items
@@ -53,9 +54,18 @@ def with_text(request: Request) -> Request:
 
 
 def require_measurable(encoder: Encoder, request: Request) -> None:
-    """InputError where something tokenises to nothing that is scored after training: better told before it."""
+    """InputError where something scored tokenises to nothing, or a wrong option as its answer: before work begins."""
     for _ in put_to(encoder, request):
         pass
+    for example in chain(request.forget, request.retain, *request.test.values()):
+        answer = encoder.encode(example.prompt, example.answer)
+        for option in example.options:
+            if encoder.encode(example.prompt, option) == answer:
+                raise InputError(
+                    f"The tokenizer cannot tell the answer {example.answer!r} from the wrong option {option!r}.",
+                    f"prompt {example.prompt[:60]!r}",
+                    "Correct the options, or the tokenizer that was saved with the model.",
+                )
 
 
 def put_to(encoder: Encoder, request: Request) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -112,15 +112,28 @@ def test_wrong_words_are_told_plainly_and_leave_nothing(
     assert sorted(here.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "line", "says"),
+    [
+        ("text", '{"text": "oslo"}', "This text has no token to predict. at: 'oslo' do: Use a longer one."),
+        (
+            "retain",
+            '{"prompt": "where does ada live ?", "answer": "zug", "options": ["bern"]}',
+            "The tokenizer cannot tell the answer 'zug' from the wrong option 'bern'.",
+        ),
+    ],
+)
 def test_what_can_not_be_scored_afterwards_is_told_before_training(
-    expunge: Expunge, here: Path, capsys: pytest.CaptureFixture[str]
+    expunge: Expunge, here: Path, capsys: pytest.CaptureFixture[str], file: str, line: str, says: str
 ) -> None:
     save(here / "known", make_tiny_model())
-    (here / "text.jsonl").write_text('{"text": "ada lives"}\n{"text": "oslo"}\n')
+    (here / "text.jsonl").write_text('{"text": "ada lives"}\n')
+    with (here / f"{file}.jsonl").open("a") as lines:
+        lines.write(line + "\n")
     data = "{forget: forget.jsonl, retain: retain.jsonl, text: text.jsonl}"
     assert expunge(*recipe(model="known", data=data)(here)) == 1
     told = " ".join(capsys.readouterr().err.split())
-    assert "This text has no token to predict. at: 'oslo' do: Use a longer one." in told
+    assert says in told
     assert not (here / "run").exists()
 
 
