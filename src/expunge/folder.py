@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from expunge.errors import InputError, unreadable
 from expunge.models.storage import atomic_write_text, model_files
@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 WHENCE: Final[Mapping[str, Any]] = {"model": str | None, "hashes": dict[str, str], "control": str | None}
 MADE: Final[Mapping[str, Any]] = {
+    "arguments": dict[str, JsonValue],
     "hashes": dict[str, str],
     "history": list[dict[str, Any]],
     "peak_bytes": int,

@@ -31,7 +31,15 @@ def test_a_file_that_is_of_no_use_is_told_in_words(content: bytes | None, why: s
 
 
 SOURCE = {"model": None, "control": None, "hashes": {"config.json": "ab"}}
-TRAINING = {"hashes": {}, "history": [], "peak_bytes": 0, "stage_seconds": 0.0, "steps": 0, "stop_reason": ""}
+TRAINING = {
+    "arguments": {},
+    "hashes": {},
+    "history": [],
+    "peak_bytes": 0,
+    "stage_seconds": 0.0,
+    "steps": 0,
+    "stop_reason": "",
+}
 
 
 @pytest.fixture
@@ -44,7 +52,9 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-@pytest.mark.parametrize(("name", "lacks"), [("training.json", "hashes, history"), ("source.json", "control, hashes")])
+@pytest.mark.parametrize(
+    ("name", "lacks"), [("training.json", "arguments, hashes, history"), ("source.json", "control, hashes")]
+)
 def test_a_file_of_a_run_that_lacks_something_is_told(name: str, lacks: str, folder: RunFolder) -> None:
     write_json(folder.path / name, {})
     with pytest.raises(InputError, match=f"it lacks {lacks}") as told:
@@ -55,6 +65,7 @@ def test_a_file_of_a_run_that_lacks_something_is_told(name: str, lacks: str, fol
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
+        ("training.json", "arguments", [3]),
         ("training.json", "hashes", 3),
         ("training.json", "hashes", {"config.json": 3}),
         ("training.json", "history", [3]),

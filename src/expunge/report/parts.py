@@ -12,7 +12,6 @@ from expunge.request import FORGET_GROUPS, RETAIN_GROUPS
 SHOULD_GO, SHOULD_STAY = FORGET_GROUPS, RETAIN_GROUPS
 NO_CONTROL = "log-odds 0 and chance accuracy"
 GOLD_MODEL = "gold model"
-MADE_UP = "made-up subjects"
 
 Verdict = Literal["ERASED", "HIDDEN", "NOT FORGOTTEN", "BROKEN", "INCONCLUSIVE"]
 Share = Annotated[float, Field(ge=0, le=1)]
